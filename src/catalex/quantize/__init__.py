@@ -1,0 +1,33 @@
+"""Codebook mathematics on plain vectors; knows nothing of items.
+
+========== ==========================================================
+file       idea
+========== ==========================================================
+distances  float32 squared distances; blocks of fixed shape
+kmeans     k-means with k-means++ start, weights, no empty clusters
+residual   residual quantization with given codebooks
+vq         a learned codebook with straight-through gradient
+usage      utilisation, perplexity, collisions, balance
+========== ==========================================================
+"""
+
+from catalex.quantize.distances import in_blocks, nearest, squared_distances
+from catalex.quantize.kmeans import Clusters, kmeans
+from catalex.quantize.residual import cumulative, reconstruct, residual, residual_distances, residual_encode
+from catalex.quantize.vq import Codebook, Quantized, straight_through
+
+__all__ = [
+    "Clusters",
+    "Codebook",
+    "Quantized",
+    "cumulative",
+    "in_blocks",
+    "kmeans",
+    "nearest",
+    "reconstruct",
+    "residual",
+    "residual_distances",
+    "residual_encode",
+    "squared_distances",
+    "straight_through",
+]

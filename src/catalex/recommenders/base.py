@@ -1,0 +1,148 @@
+"""The interface of recommenders: training sequences in, ranked items out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+
+from catalex.data.histories import Cases, Histories
+from catalex.options import Options
+from catalex.types import JSON, Codes, Floats, Ints
+
+ABSENT = -1
+"""Fills a ranking row that ends early: a catalogue can be smaller than the number of items asked for."""
+
+
+@dataclass(frozen=True)
+class RecommenderDomain:
+    """What a recommender may learn from one domain, and the cases that choose its best epoch.
+
+    Attributes:
+        name: Name of the domain.
+        items: N, number of items of the catalogue (also items that training never saw).
+        training: Training histories.
+        validation: Validation cases, used for early stopping only.
+        split_id: The split all of this belongs to.
+        identifiers: ``(N, L)`` codes of the items, unique by row; None for recommenders that use item ids.
+    """
+
+    name: str
+    items: int
+    training: Histories
+    validation: Cases
+    split_id: str
+    identifiers: Codes | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best items for each of B histories.
+
+    Attributes:
+        items: ``(B, k)`` item ids, best first, `ABSENT` after the end; never twice the same in a row.
+        scores: ``(B, k)`` scores, non-increasing along a row; ``-inf`` where `items` is `ABSENT`.
+    """
+
+    items: Ints
+    scores: Floats
+
+    def ranks(self, targets: Ints) -> Ints:
+        """``(B,)`` 1-based rank of each target ``(B,)`` in its row; 0 when it is not in the row."""
+        hits = self.items == targets[:, None]
+        return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int64)
+
+
+class Recommender(ABC):
+    """Trained on one or several domains, applied to one. Every entry of the table passes one behaviour kit."""
+
+    Options: ClassVar[type[Options]]
+
+    @abstractmethod
+    def fit(self, domains: Sequence[RecommenderDomain], *, seed: int, device: str, partial: Path | None = None) -> Mapping[str, JSON]:
+        """Train with early stopping on the validation cases of `domains`.
+
+        Args:
+            domains: Several domains only where the recommender can share parameters between them.
+            seed: Fixes the result on one device.
+            device: "cpu" or "cuda".
+            partial: Folder for checkpoints; a killed run started again with it ends at the same result.
+
+        Returns:
+            Curves and facts for the report: at least ``valid_ndcg@10`` (best) and ``parameters``.
+        """
+
+    def bind(self, domain: RecommenderDomain) -> None:  # noqa: B027 - only models that outlive one catalogue need it
+        """Make `domain` the catalogue that `recommend` answers from. Nothing is learned.
+
+        Recommenders that were trained on item ids have one catalogue for ever, and ignore this.
+        """
+
+    @abstractmethod
+    def recommend(self, histories: Histories, k: int) -> Ranking:
+        """The `k` best items of the catalogue for each history. History items are not excluded.
+
+        Independent of how histories are batched; equal scores are ordered by item id.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write ``config.json`` and safetensors into `folder`."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote."""
+
+    def ranks(self, cases: Cases, k: int) -> Ints:
+        """``(B,)`` 1-based rank of each case's target; 0 when it is not among the first `k`."""
+        return self.recommend(cases.histories, k).ranks(cases.targets)
+
+
+class ScoringRecommender(Recommender):
+    """A recommender that scores every item of its catalogue."""
+
+    @abstractmethod
+    def score(self, histories: Histories) -> Floats:
+        """``(B, N)`` a score for every item of the catalogue; larger is better."""
+
+    BLOCK = 512
+    """Histories scored at a time; bounds memory at BLOCK x N floats."""
+
+    def recommend(self, histories: Histories, k: int) -> Ranking:
+        rows = np.arange(len(histories))
+        blocks = [self._best(self.score(histories.take(rows[i : i + self.BLOCK])), k) for i in range(0, len(rows), self.BLOCK)]
+        if not blocks:
+            return Ranking(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+        return Ranking(np.concatenate([b.items for b in blocks]), np.concatenate([b.scores for b in blocks]))
+
+    @staticmethod
+    def _best(scores: Floats, k: int) -> Ranking:
+        """Top `k` of scores ``(B, N)``; ties go to the smaller item id."""
+        count = min(k, scores.shape[1])
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+        best = np.take_along_axis(scores, order, axis=1)
+        if count < k:
+            fill = ((0, 0), (0, k - count))
+            return Ranking(np.pad(order, fill, constant_values=ABSENT), np.pad(best, fill, constant_values=-np.inf))
+        return Ranking(order.astype(np.int64), best)
+
+    def ranks(self, cases: Cases, k: int) -> Ints:
+        """Full ranking with pessimistic ties (spec: 1 + items scored higher + other items scored equal).
+
+        `k` bounds nothing here: ranks beyond it are returned as they are.
+        """
+        found = []
+        rows = np.arange(len(cases))
+        for i in range(0, len(rows), self.BLOCK):
+            block = cases.take(rows[i : i + self.BLOCK])
+            scores = self.score(block.histories)
+            if np.isnan(scores).any():
+                raise FloatingPointError("a recommender returned NaN scores")
+            own = np.take_along_axis(scores, block.targets[:, None], axis=1)
+            found.append((scores >= own).sum(axis=1).astype(np.int64))
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
