@@ -65,7 +65,7 @@ types: $(HAS_ALL) ## check the types of the source
 	$(BIN)/mypy
 
 docs: $(HAS_ALL) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(HAS_ALL) ## run the benchmarks of this machine
 	set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done

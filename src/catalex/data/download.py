@@ -1,9 +1,10 @@
 """Fetch one file over HTTP: resumed where it was cut, checked, and put in place only when it is whole.
 
-While a download runs its bytes are in ``<target>.part``, and ``<target>.part.json`` remembers which version of the
-file they belong to (the server's ETag or Last-Modified). A later call asks for the rest with ``Range`` and
-``If-Range`` (RFC 9110, sections 13.1.5 and 14.2), so a server whose file has changed answers with the whole new file
-instead of a tail that does not fit. The target appears by a rename, complete and with the right checksum, or not at all.
+While a download runs its bytes are in ``<target>.part``, and ``<target>.part.json`` remembers which version
+of the file they belong to (the server's ETag or Last-Modified). A later call asks for the rest with ``Range``
+and ``If-Range`` (RFC 9110, sections 13.1.5 and 14.2), so a server whose file has changed answers with the
+whole new file instead of a tail that does not fit. The target appears by a rename, complete and with the
+right checksum, or not at all.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ BUSY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different a moment later; every other failure is final."""
 
 MAX_WAIT = 120.0
-"""Longest pause in seconds before the next try; a server that asks for a longer one is believed and given up."""
+"""Longest pause in seconds before the next try; a server that asks for a longer one is given up."""
 
 PROGRESS = 1 << 20
-"""Bytes after which a connection counts as working, so that a long download may be cut any number of times."""
+"""Bytes after which a connection counts as working, so that long downloads may be cut often."""
 
 MAGIC = {".gz": (b"\x1f\x8b", "a gzip file"), ".zip": (b"PK", "a zip archive")}
 """First bytes by the target's suffix: error pages sent with status 200 are recognised by them."""
@@ -70,8 +71,8 @@ def download(
         `target`.
 
     Raises:
-        CatalexError: When the address cannot be reached or is refused, the file is too large, is a web page where an
-            archive was expected, or has another checksum, and when the disk is full.
+        CatalexError: When the address cannot be reached or is refused, the file is too large, is a web page
+            where an archive was expected, or has another checksum, and when the disk is full.
     """
     require("httpx", "download")
     check_address(url)
@@ -125,7 +126,7 @@ def check_address(url: str) -> None:
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks us to wait (``Retry-After``: a number or a date), or None when it does not say."""
+    """Seconds the server asks us to wait (``Retry-After``, a number or a date); None when it does not say."""
     text = headers.get("retry-after")
     if text is None:
         return None
@@ -137,11 +138,11 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-# --- one file ----------------------------------------------------------------------------------------------------
+# --- one file -----------------------------------------------------------------------------------------------
 
 
-class _Lost(Exception):
-    """The connection failed or the server is busy; trying again may help. `wait` is what the server asked for."""
+class _LostError(Exception):
+    """The connection failed or the server is busy; trying again may help. `wait` is what it asked for."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -186,9 +187,9 @@ def _fetch_with_retries(
                 return
             except httpx.UnsupportedProtocol as error:
                 raise user_error(f"redirected to a forbidden address ({error})", place=url) from None
-            except (httpx.TransportError, _Lost) as error:
+            except (httpx.TransportError, _LostError) as error:
                 failures = 1 if part.tell() - before >= PROGRESS else failures + 1
-                asked = error.wait if isinstance(error, _Lost) else None
+                asked = error.wait if isinstance(error, _LostError) else None
                 if failures > retries or (asked or 0) > MAX_WAIT:
                     raise _unreachable(url, target, error, asked, part.tell()) from None
                 wait = asked if asked is not None else min(backoff * 2 ** (failures - 1), MAX_WAIT)
@@ -208,25 +209,25 @@ def _fetch_once(client: httpx.Client, url: str, target: Path, part: BinaryIO, li
             if response.headers.get("content-range") == f"bytes */{part.tell()}":
                 return  # we were stopped between the last byte and the rename
             _restart(part)
-            raise _Lost("the server has nothing after the bytes we hold", wait=0.0)
+            raise _LostError("the server has nothing after the bytes we hold", wait=0.0)
         answer = _read_answer(response, url, target)
         if answer.start != part.tell():
             _restart(part)
             if answer.start:
-                raise _Lost("the server sent another range than asked for", wait=0.0)
+                raise _LostError("the server sent another range than asked for", wait=0.0)
         if limit is not None and answer.total is not None and answer.total > limit:
             raise _too_large(url, target, answer.total, limit)
         _check_space(target, (answer.total or 0) - part.tell())
         write_json(_record(target), {"url": url, "validator": answer.validator})
         with Track(f"download {target.name}", answer.total, unit="bytes", start=part.tell()) as track:
-            for chunk in response.iter_raw(1 << 16):
+            for chunk in response.iter_raw():  # no size: httpx would hold back, and lose, an unfilled chunk
                 if limit is not None and part.tell() + len(chunk) > limit:
                     raise _too_large(url, target, part.tell() + len(chunk), limit)
                 part.write(chunk)
                 track.advance(len(chunk))
         part.flush()
         if answer.total is not None and part.tell() < answer.total:
-            raise _Lost(f"the connection ended after {part.tell():,} of {answer.total:,} bytes")
+            raise _LostError(f"the connection ended after {part.tell():,} of {answer.total:,} bytes")
 
 
 @dataclass(frozen=True)
@@ -242,12 +243,12 @@ def _read_answer(response: httpx.Response, url: str, target: Path) -> _Answer:
     """Understand status and headers.
 
     Raises:
-        _Lost: When the server is busy.
+        _LostError: When the server is busy.
         CatalexError: When it refuses, or sends something else than a file.
     """
     status, headers = response.status_code, response.headers
     if status in BUSY_STATUSES:
-        raise _Lost(f"the server answers {status} {response.reason_phrase}", asked_wait(headers))
+        raise _LostError(f"the server answers {status} {response.reason_phrase}", asked_wait(headers))
     if status not in (200, 206):
         raise user_error(
             f"the server refuses the file: {status} {response.reason_phrase}",
@@ -293,7 +294,7 @@ def _restart(part: BinaryIO) -> None:
     part.truncate()
 
 
-# --- checks ------------------------------------------------------------------------------------------------------
+# --- checks -------------------------------------------------------------------------------------------------
 
 
 def _verify_existing(target: Path, sha256: str | None) -> Path:
@@ -373,5 +374,5 @@ def _unreachable(url: str, target: Path, error: Exception, asked: float | None, 
     return user_error(
         f"the file could not be fetched: {_reason(error)}{wait}{kept}",
         place=url,
-        remedy=f"check the network and run the command again, or fetch the file by hand and put it at {target}",
+        remedy=f"check the network and run again, or fetch the file by hand and put it at {target}",
     )

@@ -1,8 +1,8 @@
 """Item images: safe decoding, polite fetching, and reading them back by item.
 
-`fetch_images` turns addresses into ``images.parquet``, the image file of the canonical domain folder; `ImageStore`
-reads that file. Whatever comes from the network passes through `decode_image` and is encoded anew, so that nothing
-but small, plain JPEGs ever enters a domain.
+`fetch_images` turns addresses into ``images.parquet``, the image file of the canonical domain folder;
+`ImageStore` reads that file. Whatever comes from the network passes through `decode_image` and is encoded
+anew, so that nothing but small, plain JPEGs ever enters a domain.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 50_000_000
-"""Pixels of the largest image that is decoded: above any product photo, and at most 150 MB in memory as RGB."""
+"""Pixels of the largest image that is decoded: above any product photo, at most 150 MB in memory as RGB."""
 
 MAX_BYTES = 32 * 1024 * 1024
 """Bytes of the largest image file that is accepted."""
@@ -51,14 +51,14 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 
 IMAGES_SCHEMA = pa.schema(
     [
-        (ITEM_ID, pa.int32()),
-        ("jpeg", pa.binary()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("source", pa.string()),
+        pa.field(ITEM_ID, pa.int32()),
+        pa.field("jpeg", pa.binary()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("source", pa.string()),
     ]
 )
-"""Columns of ``images.parquet``: one row an item that has an image, ascending by item; `source` is its address."""
+"""Columns of ``images.parquet``: one row an item with an image, in order of item; `source` is its address."""
 
 FAILURES_FILE = "failures.jsonl"
 PARTIAL_FILE = "images.partial.sqlite"
@@ -66,7 +66,7 @@ ROWS_PER_GROUP = 256
 """Rows of a Parquet row group: what one random access reads (about 2 MB of small JPEGs)."""
 
 
-# --- decoding ----------------------------------------------------------------------------------------------------
+# --- decoding -----------------------------------------------------------------------------------------------
 
 _WARNINGS = threading.Lock()
 """`warnings.catch_warnings` changes the whole process, so only one thread at a time may be inside it."""
@@ -77,8 +77,8 @@ def decode_image(
 ) -> Image:
     """Decode an untrusted image to upright RGB.
 
-    The size is read from the header and checked before any pixel is decoded. Of an animation the first frame is
-    taken; transparency becomes white; the EXIF orientation is applied; 16-bit values are scaled to 8.
+    The size is read from the header and checked before any pixel is decoded. Of an animation the first frame
+    is taken; transparency becomes white; the EXIF orientation is applied; 16-bit values are scaled to 8.
 
     Args:
         data: The file's bytes, of one of `FORMATS`.
@@ -90,7 +90,8 @@ def decode_image(
         CatalexError: With the reason, when the bytes are not a whole image within the limits.
     """
     require("PIL", "images")
-    from PIL import Image as pillow
+    import PIL
+    import PIL.Image
     from PIL import ImageOps
 
     if not data:
@@ -99,12 +100,12 @@ def decode_image(
         raise user_error(
             "the image file is too large", value=len(data), allowed=f"at most {max_bytes:,} bytes"
         )
-    pillow.init()
+    PIL.Image.init()
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with pillow.open(
-                io.BytesIO(data), formats=[name for name in FORMATS if name in pillow.OPEN]
+            with PIL.Image.open(
+                io.BytesIO(data), formats=[name for name in FORMATS if name in PIL.Image.OPEN]
             ) as image:
                 if image.width * image.height > max_pixels:
                     raise user_error(
@@ -113,21 +114,21 @@ def decode_image(
                         allowed=f"at most {max_pixels:,}",
                     )
                 if size is not None:
-                    # JPEG can be decoded at a fraction of its size; twice the wanted size keeps the result sharp.
+                    # JPEG can be decoded at a fraction of its size; twice the wanted size stays sharp.
                     image.draft("RGB", (2 * size, 2 * size))
                 image.load()
                 plain = _to_rgb(ImageOps.exif_transpose(image) if _has_orientation(image) else image)
                 if size is not None:
-                    plain.thumbnail((size, size), pillow.Resampling.LANCZOS)
+                    plain.thumbnail((size, size), PIL.Image.Resampling.LANCZOS)
                 return plain
         except CatalexError:
             raise
-        except pillow.UnidentifiedImageError:
+        except PIL.UnidentifiedImageError:
             raise user_error("not an image", value=data[:16], allowed=FORMATS) from None
-        except pillow.DecompressionBombError as error:
+        except PIL.Image.DecompressionBombError as error:
             raise user_error(f"the image has too many pixels: {error}") from None
         except Exception as error:
-            # Decoders meet damaged files with every kind of exception (OSError, SyntaxError, struct.error, ...).
+            # Decoders meet damaged files with all kinds of exceptions (OSError, SyntaxError, struct.error).
             reason = str(error).rstrip(".") or type(error).__name__
             raise user_error(f"the image is damaged: {reason}") from None
 
@@ -135,54 +136,54 @@ def decode_image(
 def _has_orientation(image: Image) -> bool:
     """Whether EXIF asks to turn the image; damaged EXIF is no reason to lose the picture."""
     try:
-        return image.getexif().get(0x0112, 1) != 1
+        return bool(image.getexif().get(0x0112, 1) != 1)
     except Exception:
         return False
 
 
 def _to_rgb(image: Image) -> Image:
     """Any mode to RGB, transparency on white."""
-    from PIL import Image as pillow
+    import PIL.Image
 
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image).astype(np.float64)
-        if values.size and values.max() > 255:
+        if image.mode.startswith("I;16") or (values.size and values.max() > 255):
             values /= 257  # 65535 -> 255
-        return pillow.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
+        return PIL.Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layered = image.convert("RGBA")
-        background = pillow.new("RGBA", layered.size, (255, 255, 255, 255))
-        return pillow.alpha_composite(background, layered).convert("RGB")
+        background = PIL.Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return PIL.Image.alpha_composite(background, layered).convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-# --- fetching ----------------------------------------------------------------------------------------------------
+# --- fetching -----------------------------------------------------------------------------------------------
 
 
 class ImageOptions(Options):
-    """How images are fetched and kept. The defaults are ours: small enough for a laptop, gentle to a shop's server."""
+    """How images are fetched and kept. The defaults are ours: fit for a laptop, gentle to a shop's server."""
 
-    size: int = Field(224, ge=16, le=4096)
+    size: int = Field(default=224, ge=16, le=4096)
     """Longest side in pixels; 224 is what common image encoders read."""
-    quality: int = Field(90, ge=1, le=95)
+    quality: int = Field(default=90, ge=1, le=95)
     """JPEG quality; above 95 Pillow advises against."""
-    min_side: int = Field(2, ge=1)
-    """Images with a shorter side are refused: some shops answer a 1 x 1 placeholder instead of "not found"."""
-    max_bytes: int = Field(MAX_BYTES, ge=1)
+    min_side: int = Field(default=2, ge=1)
+    """Shorter sides are refused: some shops answer with a 1 x 1 placeholder instead of "not found"."""
+    max_bytes: int = Field(default=MAX_BYTES, ge=1)
     """Largest file."""
-    max_pixels: int = Field(MAX_PIXELS, ge=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Largest width x height."""
-    workers: int = Field(8, ge=1, le=64)
+    workers: int = Field(default=8, ge=1, le=64)
     """Connections over all hosts."""
-    per_host: int = Field(2, ge=1, le=16)
+    per_host: int = Field(default=2, ge=1, le=16)
     """Connections to one host at a time."""
-    interval: float = Field(0.1, ge=0)
+    interval: float = Field(default=0.1, ge=0)
     """Seconds between two requests to one host."""
-    retries: int = Field(3, ge=0)
+    retries: int = Field(default=3, ge=0)
     """Tries after a lost connection or a busy answer."""
-    backoff: float = Field(1.0, ge=0)
+    backoff: float = Field(default=1.0, ge=0)
     """Seconds before the first retry, doubled each time."""
-    timeout: float = Field(30.0, gt=0)
+    timeout: float = Field(default=30.0, gt=0)
     """Seconds without a byte after which a connection counts as lost."""
 
 
@@ -214,8 +215,9 @@ def fetch_images(
 ) -> ImageReport:
     """Fetch the images of items and write ``images.parquet``. Failures are listed, never fatal.
 
-    A killed run continues where it was: finished images wait in ``images.partial.sqlite``. A later run fetches only
-    what is new or failed. Items that share an address share one request.
+    A killed run continues where it was: finished images wait in ``images.partial.sqlite``. A later run
+    fetches only what is new or failed. Items that share an address share one request. Afterwards
+    ``images.parquet`` holds the given items and no others.
 
     Args:
         items: Pairs of item id and address (http, https).
@@ -225,8 +227,8 @@ def fetch_images(
             elsewhere could otherwise name any file of this machine.
 
     Raises:
-        CatalexError: When an item occurs twice, an id does not fit, a package is missing, or the folder cannot be
-            written.
+        CatalexError: When an item occurs twice, an id does not fit, a package is missing, or the folder
+            cannot be written.
     """
     require("httpx", "download")
     require("PIL", "images")
@@ -237,26 +239,18 @@ def fetch_images(
     with closing(_open_partial(folder)) as store:
         present = {address for (address,) in store.execute("SELECT source FROM images")}
         local = {a for a in set(wanted.values()) if _local_path(a) is not None}
-        todo = sorted(set(wanted.values()) - (present - local))
-        failed = _fetch_all(todo, store, chosen, allow_local)
+        todo = set(wanted.values()) - (present - local)
+        failed = _fetch_all(sorted(todo), store, chosen, allow_local)
         lost = {item: failed[address] for item, address in wanted.items() if address in failed}
         _write_images(images, wanted, set(lost), store)
     _write_failures(folder / FAILURES_FILE, wanted, lost)
     if not lost:
         (folder / PARTIAL_FILE).unlink(missing_ok=True)
-    fetched = sum(address in set(todo) for address in wanted.values()) - len(lost)
-    report = ImageReport(
-        fetched,
-        len(wanted) - fetched - len(lost),
-        len(lost),
-        images,
-        folder / FAILURES_FILE if lost else None,
-    )
-    if lost:
-        say(
-            f"{len(lost):,} of {len(wanted):,} images failed; see {report.failures}; the next run tries them again"
-        )
-    return report
+    failures = folder / FAILURES_FILE if lost else None
+    if failures is not None:
+        say(f"{len(lost):,} of {len(wanted):,} images failed; the next run tries them again: {failures}")
+    fetched = sum(address in todo for address in wanted.values()) - len(lost)
+    return ImageReport(fetched, len(wanted) - fetched - len(lost), len(lost), images, failures)
 
 
 def _check_items(items: Iterable[tuple[int, str]]) -> dict[int, str]:
@@ -286,7 +280,7 @@ class _Picture:
     height: int
 
 
-class _Failure(Exception):
+class _FailureError(Exception):
     """One image cannot be had; the text is the reason."""
 
 
@@ -319,7 +313,7 @@ def _fetch_all(
 ) -> dict[str, str]:
     """Fetch addresses in parallel into the partial store; the reasons of those that failed.
 
-    Every host has its own queue, worked off by at most `per_host` threads, so that a slow host delays only itself.
+    Every host has its own queue, worked off by at most `per_host` threads: a slow host delays only itself.
     This thread alone writes, once for a handful of images.
     """
     import httpx
@@ -343,7 +337,7 @@ def _fetch_all(
                 return
             try:
                 outcome: _Picture | str = _fetch_one(address, host, client, options, allow_local, stop)
-            except _Failure as error:
+            except _FailureError as error:
                 outcome = str(error)
             results.put((address, outcome))
 
@@ -412,15 +406,15 @@ def _fetch_one(
     elif allow_local:
         data = _read_local(path, options.max_bytes)
     else:
-        raise _Failure("local files are not allowed; allow them explicitly, or use an http address")
+        raise _FailureError("local files are not allowed; allow them explicitly, or use an http address")
     try:
         image = decode_image(
             data, max_pixels=options.max_pixels, max_bytes=options.max_bytes, size=options.size
         )
     except CatalexError as error:
-        raise _Failure(str(error)) from None
+        raise _FailureError(str(error)) from None
     if min(image.size) < options.min_side:
-        raise _Failure(f"only {image.width} x {image.height} pixels: a placeholder")
+        raise _FailureError(f"only {image.width} x {image.height} pixels: a placeholder")
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.quality)
     return _Picture(buffer.getvalue(), image.width, image.height)
@@ -431,9 +425,9 @@ def _read_local(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise _Failure(f"the file cannot be read: {error.strerror}") from None
+        raise _FailureError(f"the file cannot be read: {error.strerror}") from None
     if len(data) > limit:
-        raise _Failure(f"the file has more than {limit:,} bytes")
+        raise _FailureError(f"the file has more than {limit:,} bytes")
     return data
 
 
@@ -446,13 +440,13 @@ def _read_web(
     try:
         check_address(address)
     except CatalexError as error:
-        raise _Failure(str(error)) from None
+        raise _FailureError(str(error)) from None
     reason = "not tried"
     for attempt in range(options.retries + 1):
         if host.closed:
-            raise _Failure(host.closed)
+            raise _FailureError(host.closed)
         if stop.wait(host.turn()):
-            raise _Failure("stopped")
+            raise _FailureError("stopped")
         wait = options.backoff * 2**attempt
         try:
             with client.stream("GET", address, headers={"Accept-Encoding": "identity"}) as response:
@@ -460,31 +454,31 @@ def _read_web(
                     return _read_body(response, options.max_bytes)
                 reason = f"the server answers {response.status_code} {response.reason_phrase}".rstrip()
                 if response.status_code not in BUSY_STATUSES:
-                    raise _Failure(reason)
+                    raise _FailureError(reason)
                 asked = asked_wait(response.headers)
         except httpx.TransportError as error:
             reason, asked = str(error) or type(error).__name__, None
         except (httpx.TooManyRedirects, httpx.InvalidURL) as error:
-            raise _Failure(str(error)) from None
+            raise _FailureError(str(error)) from None
         if asked is not None and asked > MAX_WAIT:
             host.closed = f"{reason} and asks to wait {asked:,.0f} s; run again later"
         elif asked is not None:
             host.pause(asked)
         elif attempt < options.retries:
             stop.wait(min(wait, MAX_WAIT))
-    raise _Failure(host.closed or reason)
+    raise _FailureError(host.closed or reason)
 
 
 def _read_body(response: httpx.Response, limit: int) -> bytes:
     body = bytearray()
-    for chunk in response.iter_raw(1 << 16):
+    for chunk in response.iter_raw():
         body += chunk
         if len(body) > limit:
-            raise _Failure(f"the file has more than {limit:,} bytes")
+            raise _FailureError(f"the file has more than {limit:,} bytes")
     return bytes(body)
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def _open_partial(folder: Path) -> sqlite3.Connection:
@@ -494,7 +488,7 @@ def _open_partial(folder: Path) -> sqlite3.Connection:
     try:
         store = sqlite3.connect(path)
         store.execute(
-            "CREATE TABLE IF NOT EXISTS images (source TEXT PRIMARY KEY, jpeg BLOB, width INTEGER, height INTEGER)"
+            "CREATE TABLE IF NOT EXISTS images (source TEXT PRIMARY KEY, jpeg BLOB, width INT, height INT)"
         )
     except sqlite3.Error as error:
         raise user_error(
@@ -558,7 +552,7 @@ class ImageStore:
             CatalexError: When the file is missing or damaged, lacks a column, or has an item twice.
         """
         self.path = path
-        ids = read_parquet(path, [ITEM_ID, "jpeg"][:1] if path.exists() else None)[ITEM_ID]
+        ids = read_parquet(path, [ITEM_ID])[ITEM_ID]
         self._ids: Ints = ids.to_numpy().astype(np.int64)
         self._row = {int(item): row for row, item in enumerate(self._ids)}
         if len(self._row) != len(self._ids):
@@ -568,7 +562,7 @@ class ImageStore:
             raise user_error("column 'jpeg' is missing", place=path, allowed=self._file.schema_arrow.names)
         sizes = [self._file.metadata.row_group(g).num_rows for g in range(self._file.metadata.num_row_groups)]
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-        self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._groups: OrderedDict[int, pa.ChunkedArray[Any]] = OrderedDict()
         self._capacity = groups_in_memory
         self._lock = threading.Lock()
 

@@ -104,7 +104,7 @@ def _row(own_runs: list[Doubles], base_runs: list[Doubles], seed: int) -> dict[s
         "reference_mean": reference_mean,
         "difference": mean - reference_mean,
         "gain": mean / reference_mean - 1.0 if reference_mean else None,
-        "t": test.statistic,
+        "t": test.statistic if np.isfinite(test.statistic) else None,
         "p": test.p,
         "low": interval.low,
         "high": interval.high,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +34,10 @@ class RankedItems(Protocol):
 class Rankable(Protocol):
     """The part of `recommenders.base.Recommender` that evaluation, a layer below, needs."""
 
+    @property
+    def split_ids(self) -> Mapping[str, str]:
+        """Split that training saw, by name of the domain."""
+
     def recommend(self, histories: Histories, k: int) -> RankedItems:
         """The `k` best items for each history."""
 
@@ -56,7 +60,7 @@ def evaluate(
 
     A recommender that can score every item is ranked over the whole catalogue with pessimistic ties (an item
     that scores like the target stands before it); a generative one by the place of the target in its list of
-    ``max(ks, depth)`` items.
+    ``max(ks, depth)`` items, at least ten.
 
     Args:
         recommender: Trained on the training part of the same split.
@@ -76,8 +80,8 @@ def evaluate(
         raise user_error(
             "list lengths must be positive", place="evaluate.ks", value=list(ks), allowed="for example 5, 10"
         )
-    check_split(recommender, split_id, f"{system} on {domain}")
-    k = max(*ks, depth)
+    check_split(recommender, domain, split_id)
+    k = max(*ks, depth, 10)
     scores_all = hasattr(recommender, "score")
     ranks, tops = [np.zeros(0, np.int64)], [np.zeros((0, depth), np.int64)]
     with Track(f"evaluate {system} on {domain}", total=len(cases), unit="users") as track:
@@ -100,22 +104,20 @@ def evaluate(
     )
 
 
-def check_split(recommender: object, split_id: str, place: str) -> None:
-    """Refuse a recommender that learned from another split than the cases come from.
+def check_split(recommender: Rankable, domain: str, split_id: str) -> None:
+    """Refuse a recommender that learned from another split of `domain` than the cases come from.
 
-    A recommender tells its splits by an attribute ``split_id`` (one) or ``split_ids`` (several domains; one
-    of them has to be the evaluated one). One that tells none has learned nothing from interactions.
+    One that never learned from the domain (zero-shot) cannot have seen its test interactions.
 
     Raises:
-        CatalexError: When `split_id` is not among them.
+        CatalexError: When the recommender was trained on `domain` with another split.
     """
-    told = getattr(recommender, "split_ids", None) or [getattr(recommender, "split_id", None)]
-    seen = [one for one in (told.values() if isinstance(told, dict) else told) if one]
-    if seen and split_id not in seen:
+    seen = recommender.split_ids.get(domain, split_id)
+    if seen != split_id:
         raise user_error(
             "the recommender was trained on another split, so it may have seen the test interactions",
-            place=place,
-            value=", ".join(map(str, seen)),
+            place=domain,
+            value=seen,
             allowed=split_id,
             remedy="train it again on this split",
         )

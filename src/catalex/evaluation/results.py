@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ class Result:
         domain: Name of the domain.
         split_id: The split that the cases and the system belong to.
         seed: Seed of the training run.
-        ks: List lengths to report, ascending.
+        ks: List lengths to report, ascending; 5 and 10 are always reported.
         users: ``(B,)`` user ids, ascending.
         targets: ``(B,)`` item that each user chose.
         ranks: ``(B,)`` 1-based rank of the target among all items; 0 where it was not found.
@@ -55,8 +56,9 @@ class Result:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics: recall and ndcg at every k, mrr at the largest."""
-        return [f"{name}@{k}" for name in ("recall", "ndcg") for k in self.ks] + [f"mrr@{max(self.ks)}"]
+        """Names of the metrics: recall and ndcg at 5, 10 and every further k, and mrr@10."""
+        lengths = sorted({5, 10, *self.ks})
+        return [f"{name}@{k}" for name in ("recall", "ndcg") for k in lengths] + ["mrr@10"]
 
     def values(self, metric: str) -> Doubles:
         """``(B,)`` per-user values of a metric such as ``ndcg@10``.
@@ -80,8 +82,9 @@ class Result:
             "width": self.top.shape[1],
         }
         filled = self.top >= 0
-        offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(filled.sum(axis=1), dtype=np.int32)])
-        lists = pa.ListArray.from_arrays(offsets, pa.array(self.top[filled].astype(np.int32)))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(filled.sum(axis=1))])
+        lists: Any = pa.ListArray
+        lists = lists.from_arrays(pa.array(offsets, pa.int32()), pa.array(self.top[filled], pa.int32()))
         metadata = {_METADATA: json.dumps(facts, sort_keys=True).encode()}
         columns = [pa.array(self.users), pa.array(self.targets), pa.array(self.ranks), lists]
         write_parquet(path, pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata(metadata)))
@@ -100,11 +103,11 @@ class Result:
                 "the file is not a result of an evaluation", place=path, remedy="run 'catalex evaluate'"
             )
         facts = json.loads(raw)
-        lengths = (
-            np.diff(table["top"].combine_chunks().offsets.to_numpy()) if table.num_rows else np.zeros(0, int)
-        )
+        lists: Any = table["top"].combine_chunks()
         top = np.full((table.num_rows, facts["width"]), -1, np.int64)
-        top[np.arange(facts["width"]) < lengths[:, None]] = table["top"].combine_chunks().flatten().to_numpy()
+        top[np.arange(facts["width"]) < np.diff(lists.offsets.to_numpy())[:, None]] = (
+            lists.flatten().to_numpy()
+        )
         users, targets, ranks = (table[c].to_numpy().astype(np.int64) for c in _SCHEMA.names[:3])
         ks = tuple(facts["ks"])
         return cls(

@@ -38,7 +38,7 @@ def paired_t_test(first: Doubles, second: Doubles) -> Outcome:
     mean = float(differences.mean()) if n else 0.0
     if n < 2 or not differences.any():
         return Outcome(0.0, 1.0)
-    error = float(differences.std(ddof=1)) / np.sqrt(n)
+    error = float(differences.std(ddof=1) / np.sqrt(n))
     if error <= 1e-15 * abs(mean):
         return Outcome(float(np.copysign(np.inf, mean)), 0.0)
     t = mean / error

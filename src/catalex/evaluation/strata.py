@@ -16,7 +16,7 @@ import numpy as np
 from catalex.types import JSON, Bools, Doubles, Ints
 
 BOUNDS = (0, 20, 40, 60)
-"""Lower bounds of the groups (UTGRec, long-tail analysis, names [0, 20) and [40, 60); the others are ours)."""
+"""Lower bounds of the groups (UTGRec, long-tail analysis: names [0, 20) and [40, 60); the rest is ours)."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ One folder for each encoder fingerprint. It only ever grows by whole shards::
 
     <fingerprint>/<hash of the shard>.safetensors     keys uint8 (n, 32), vectors float32 or float16 (n, D)
 
-A shard is written under a temporary name and renamed, and is named by the hash of its content. So readers never see
-half a shard, several processes may write at once, and damage (a flipped bit as well as a cut file) is noticed: the
-shard is left aside with a warning and its items are encoded again.
+A shard is written under a temporary name and renamed, and is named by the hash of its content. So readers
+never see half a shard, several processes may write at once, and damage (a flipped bit as well as a cut file)
+is noticed: the shard is left aside with a warning and its items are encoded again.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class VectorCache:
     Args:
         folder: The folder of one encoder fingerprint; made by the first `put`.
         width: D. Shards of another width are ignored.
-        dtype: How new shards are stored. float32 returns exactly what the encoder gave; float16 halves the disk
-            space and rounds unit vectors by at most about 5e-4 in each component.
+        dtype: How new shards are stored. float32 returns exactly what the encoder gave; float16 halves the
+            space and rounds each component of a unit vector by at most 2.5e-4.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class VectorCache:
             return vectors, found
 
     def put(self, keys: Sequence[bytes], vectors: Floats) -> Floats:
-        """Store one shard and return the vectors as `get` will return them (rounded when the dtype is float16)."""
+        """Store one shard; returns the vectors as `get` will give them (rounded if the dtype is float16)."""
         if not len(keys):
             return vectors
         stored = vectors.astype(self.dtype)

@@ -1,4 +1,4 @@
-"""The encoder ``efficientnet-lite0``: ImageNet features of item images, with weights from an installable package."""
+"""The encoder ``efficientnet-lite0``: ImageNet features of item images, weights from a package."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from catalex.types import Floats
 
 IMAGE_SIZE = 224
 """Side of the square input in pixels, as lite0 was trained (Tan & Le 2019; the lite variants of 2020)."""
+
+BICUBIC = 3
+"""Pillow's number of the filter that the lite models were evaluated with."""
 
 PIXEL_MEAN, PIXEL_STD = 127.0 / 255.0, 128.0 / 255.0
 """Input normalisation of the lite models for pixels in [0, 1]; not ImageNet's usual three means."""
@@ -81,13 +84,13 @@ class EfficientNetLite0(ContentEncoder):
         if data is None:
             return None
         try:
-            image = decode_image(data, size=IMAGE_SIZE).convert("RGB")
+            image = decode_image(data, size=2 * IMAGE_SIZE)  # keeps proportions and never enlarges
         except CatalexError:
             self.failures += 1
             return None
-        if image.size != (IMAGE_SIZE, IMAGE_SIZE):  # `decode_image` may keep the proportions
-            image = image.resize((IMAGE_SIZE, IMAGE_SIZE))
-        scaled = np.asarray(image, np.float32) / np.float32(255)
+        # squeezed to a square rather than cropped: a poster's or bottle's ends are part of the product
+        square = image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), resample=BICUBIC)
+        scaled = np.asarray(square, np.float32) / np.float32(255)
         normalised: Floats = ((scaled - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1).astype(np.float32)
         return normalised
 

@@ -1,8 +1,9 @@
 """`embed`: the content vectors of a catalogue, block by block through the cache.
 
-The catalogue is walked in item order in blocks of 1024. Of each block only the items that the cache lacks are encoded,
-and their vectors are written as one shard before the next block begins. Killed at any moment and started again, the
-same blocks meet the same encoder with the same missing items: the vectors are bit for bit those of one long run.
+The catalogue is walked in item order in blocks of 1024. Of each block only the items that the cache lacks are
+encoded, and their vectors are written as one shard before the next block begins. Killed at any moment and
+started again, the same blocks meet the same encoder with the same missing items: the vectors are bit for bit
+those of one long run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def embed(
     cache: Path,
     images: ImageStore | None = None,
 ) -> Floats:
-    """Content vectors ``(N, D)`` of the domain's items, row i for item i, each of norm 1 (or 0: nothing to encode).
+    """Content vectors ``(N, D)`` of the domain's items, row i for item i; norm 1, or 0 for nothing to encode.
 
     Args:
         domain: The catalogue.
@@ -63,17 +64,15 @@ def embed(
     texts = domain_texts(domain, text)
     empty = texts.count("")
     if empty and reads_text(encoder):
-        say(
-            f"embed {domain.name}: {empty:,} of {len(texts):,} items have no text; their text vectors are zero"
-        )
+        say(f"embed {domain.name}: {empty:,} of {len(texts):,} items have no text (zero vectors)")
     return embed_items(CatalogueContent(texts, images), encoder, cache=cache, name=domain.name)
 
 
 def embed_items(items: Sequence[ItemContent], encoder: ContentEncoder, *, cache: Path, name: str) -> Floats:
-    """Content vectors ``(N, D)`` of `items` through the cache below `cache`; `name` is shown with the progress."""
+    """Content vectors ``(N, D)`` of `items` through the cache below `cache`; `name` is for the progress."""
     if isinstance(
         encoder, Fusion
-    ):  # fuse cached parts: changing weights, or adding images, encodes nothing twice
+    ):  # of cached parts, so that other weights or new images encode nothing twice
         text, image = (embed_items(items, part, cache=cache, name=name) for part in encoder.parts)
         encoder.fit_parts(text, image)
         return encoder.fuse(text, image)
@@ -89,9 +88,7 @@ def embed_items(items: Sequence[ItemContent], encoder: ContentEncoder, *, cache:
                 [seen_by(encoder, items[row]) for row in rows], encoder, folder, track
             )
     if _failures(encoder) > failures:
-        say(
-            f"embed {name}: {_failures(encoder) - failures:,} images could not be read; their vectors are zero"
-        )
+        say(f"embed {name}: {_failures(encoder) - failures:,} images could not be read (zero vectors)")
     return vectors
 
 
@@ -160,7 +157,7 @@ def reads_text(encoder: ContentEncoder) -> bool:
 
 
 def seen_by(encoder: ContentEncoder, item: ItemContent) -> ItemContent:
-    """The part of an item that the encoder looks at, so that a change elsewhere does not invalidate the cache."""
+    """The part of an item that the encoder looks at; a change elsewhere leaves the cache valid."""
     return ItemContent(item.text if reads_text(encoder) else "", item.image if encoder.needs_images else None)
 
 

@@ -1,7 +1,7 @@
 """The encoder ``fusion``: a text vector and an image vector of each item, joined late into one.
 
-Each part is L2-normalised, scaled by the square root of its weight and concatenated; the whole is normalised again.
-For items with both parts the cosine of two items is then the weighted mean of the two parts' cosines::
+Each part is L2-normalised, scaled by the square root of its weight and concatenated; the whole is normalised
+again. For items with both parts the cosine of two items is then the weighted mean of the two parts' cosines::
 
     cos(a, b) = w_text cos(text_a, text_b) + w_image cos(image_a, image_b)        w_text + w_image = 1
 """
@@ -33,20 +33,20 @@ class FusionOptions(Options):
     """Settings of the image encoder."""
 
     text_weight: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share of the text in the similarity of two items that have both; the image has the rest. Even by default:
-    nothing is known in advance."""
+    """Share of the text in the similarity of two items that have both; the image has the rest. Even by
+    default, since nothing is known in advance."""
 
     missing: Literal["zero", "mean"] = "zero"
-    """What stands for a part that an item lacks. ``zero``: nothing, so the present part carries the whole norm.
-    ``mean``: the mean vector of the catalogue's items that have the part, so that items without an image lie in
-    the middle of those with one instead of on a side of their own."""
+    """What stands for a part that an item lacks. ``zero``: nothing; the present part carries the whole norm.
+    ``mean``: the mean vector of the catalogue's items that have the part, so that items without an image lie
+    in the middle of those with one instead of on a side of their own."""
 
 
 class Fusion(ContentEncoder):
     """``(N, D_text + D_image)`` from two finished encoders.
 
-    `embed` encodes and caches the two parts by themselves and calls `fit_parts` and `fuse`; `fit` and `encode` are for
-    callers that have items only.
+    `embed` encodes and caches the two parts by themselves and calls `fit_parts` and `fuse`; `fit` and
+    `encode` are for callers that have items only.
     """
 
     Options = FusionOptions
@@ -111,7 +111,8 @@ class Fusion(ContentEncoder):
                     )
                 rows[present & ~np.any(vectors, axis=1)] = self._means[index]
             scaled.append(np.sqrt(weight) * _unit(rows))
-        return _unit(np.concatenate(scaled, axis=1)).astype(np.float32)
+        fused: Floats = _unit(np.concatenate(scaled, axis=1)).astype(np.float32)
+        return fused
 
 
 class CorpusFusion(Fusion):

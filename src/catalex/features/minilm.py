@@ -1,4 +1,4 @@
-"""The encoder ``minilm``: all-MiniLM-L6-v2, whose weights come inside an installable package, so it works offline."""
+"""The encoder ``minilm``: all-MiniLM-L6-v2 with weights from a package, so it works offline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MiniLM(TransformerText):
 
 
 def minilm_folder() -> Path:
-    """The transformer folder inside whichever package is installed, its weights checked against `WEIGHTS_SHA256`.
+    """The transformer folder inside whichever package is installed, its weights checked.
 
     Raises:
         CatalexError: When no package is installed, or its weights are not the published ones.

@@ -27,9 +27,9 @@ class TextOptions(Options):
     the description is appended here because it is cut first."""
 
     fallback: tuple[str, ...] = (c.KEYWORDS,)
-    """Columns that are appended for items without a title, whose text would otherwise be a bare category path.
+    """Columns appended for items without a title, whose text would otherwise be a bare category path.
 
-    Keywords are often written by another model, so they are kept out of the text where a real title exists."""
+    Keywords are often written by another model, so they stay out of the text where a real title exists."""
 
     max_characters: int = Field(default=2000, ge=1)
     """Longest text. 128 tokens are about 600 characters of English, so nothing that is read is lost, and a
@@ -53,7 +53,7 @@ class TextOptions(Options):
 def item_text(row: Mapping[str, Any], options: TextOptions) -> str:
     """One line of text for the item in `row` (a mapping by the names of `columns.ITEMS_SCHEMA`).
 
-    Present columns are joined by ". ", list values by ", ". An item with nothing to say gives an empty string.
+    Present columns are joined by ". ", list values by ", ". An item with nothing to say gives "".
 
     >>> item_text({"title": "Red kite", "brand": None, "categories": ["Toys", "Kites"]}, TextOptions())
     'Red kite. Toys, Kites'
@@ -92,7 +92,7 @@ def _value(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _readable(value: Any, limit: int) -> str:
-    """A value as clean text. Only the first ``4 * limit`` characters are looked at; more would be cut anyway."""
+    """A value as clean text. Only the first ``4 * limit`` characters are read; more would be cut anyway."""
     if value is None:
         return ""
     if isinstance(value, Sequence) and not isinstance(value, str):

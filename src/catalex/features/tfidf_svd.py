@@ -1,7 +1,8 @@
-"""The encoder ``tfidf-svd``: latent semantic analysis of the catalogue's own words. No weights, no torch, fast.
+"""The encoder ``tfidf-svd``: latent semantic analysis of the catalogue's own words. No weights, fast.
 
-tf-idf gives each item a sparse vector of its words; a truncated SVD keeps the directions that explain most of the
-catalogue (Deerwester et al. 1990). Good for a first look and for tests; it knows nothing about words it has not seen.
+tf-idf gives each item a sparse vector of its words; a truncated SVD keeps the directions that explain most of
+the catalogue (Deerwester et al. 1990). Good for a first look and for tests; it knows nothing about words that
+it has not seen.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class TfidfSvdOptions(Options):
 
 
 class TfidfSvd(ContentEncoder):
-    """``(N, width)`` by tf-idf and SVD of the catalogue given to `fit`. Items without a known word: zero vector."""
+    """``(N, width)`` by tf-idf and SVD of the catalogue given to `fit`; no known word: zero vector."""
 
     Options = TfidfSvdOptions
     corpus_dependent = True
@@ -71,7 +72,7 @@ class TfidfSvd(ContentEncoder):
 
     def fit(self, items: Sequence[ItemContent]) -> None:
         """Learn terms, their weights and the directions from the catalogue's texts."""
-        from sklearn.decomposition import TruncatedSVD
+        from sklearn.utils.extmath import randomized_svd
 
         texts = [clean(item.text) for item in items]
         counts = self._count(texts, self.options.minimum_items)
@@ -81,13 +82,12 @@ class TfidfSvd(ContentEncoder):
             self._vectorizer, self._directions = None, np.zeros((0, 0))
             return
         rows, terms = counts.shape
-        components = min(self.options.width, rows, terms - 1)
-        if components < 1:  # one single term: it is its own direction
+        components = min(self.options.width, rows, terms)
+        if terms == 1:  # one single term: it is its own direction
             self._directions = np.ones((terms, 1))
             return
-        svd = TruncatedSVD(components, algorithm="randomized", n_iter=7, random_state=self.options.seed)
-        svd.fit(counts)
-        self._directions = np.asarray(svd.components_, np.float64).T
+        directions = randomized_svd(counts, components, n_iter=7, random_state=self.options.seed)[2]
+        self._directions = np.asarray(directions, np.float64).T
 
     def _count(self, texts: list[str], minimum_items: int) -> Any:
         """Fit the vectorizer and return the tf-idf matrix ``(N, terms)``, or None when no term is left."""
@@ -96,7 +96,7 @@ class TfidfSvd(ContentEncoder):
             min_df=minimum_items,
             max_features=self.options.maximum_terms,
             sublinear_tf=True,
-            token_pattern=r"(?u)\b\w+\b",  # the library's default drops one-letter words, and so whole short titles
+            token_pattern=r"(?u)\b\w+\b",  # the default drops one-letter words, so short titles
         )
         try:
             return self._vectorizer.fit_transform(texts)

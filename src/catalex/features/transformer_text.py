@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 
 from catalex.artifacts import hash_file, hash_json, read_json
 from catalex.errors import CatalexError, user_error
@@ -168,7 +169,7 @@ def _load(what: str, folder: Path, read: Callable[[Any], Any]) -> Any:
     transformers.utils.logging.disable_progress_bar()  # `Track` is the one progress bar
     try:
         return read(transformers)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = (
             str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
         )
@@ -219,7 +220,7 @@ def declared_pooling(folder: Path) -> Pooling:
 
 
 def native_precision(device: str) -> Literal["fp32", "bf16"]:
-    """bf16 where `device` multiplies it in hardware (CUDA since Ampere; CPU with AMX or AVX512-BF16), else fp32."""
+    """bf16 where `device` has it in hardware (CUDA since Ampere; CPU with AMX or AVX512-BF16), else fp32."""
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device != "cpu":
@@ -259,8 +260,8 @@ def find_folder(reference: str, place: str) -> Path:
 
 def _not_found(reference: str, place: str, reason: str) -> CatalexError:
     return user_error(
-        f"encoder {PREFIX + reference!r} is neither a folder nor in the local Hugging Face cache, and could not be "
-        f"downloaded ({reason})",
+        f"encoder {PREFIX + reference!r} is neither a folder nor in the local Hugging Face cache, "
+        f"and could not be downloaded ({reason})",
         place=place,
         remedy="name a folder that holds the model, or download it first on a machine that is online",
     )

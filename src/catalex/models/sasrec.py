@@ -1,8 +1,9 @@
-"""SASRec: a causal transformer over item ids that predicts the next item at every position (Kang & McAuley 2018).
+"""SASRec: a causal transformer over item ids that predicts the next item at every position (Kang & McAuley
+2018).
 
-Items are numbered 0..N-1 as everywhere in the package; id N is padding. Histories are padded on the right: causal
-attention then never lets a real position see padding, so no attention mask is needed and padding cannot change a
-result.
+Items are numbered 0..N-1 as everywhere in the package; id N is padding. Histories are padded on the right:
+causal attention then never lets a real position see padding, so no attention mask is needed and padding
+cannot change a result.
 
 Shape letters: B batch, S items of a history, H model width, N items, P chosen positions.
 """
@@ -25,7 +26,7 @@ Norm = Literal["post", "pre"]
 
 
 class Block(nn.Module):
-    """Causal multi-head attention and a feed-forward part, each with dropout, residual and layer normalisation."""
+    """Causal multi-head attention and a feed-forward part, with dropout, residual, normalisation."""
 
     def __init__(self, hidden: int, heads: int, dropout: float, norm: Norm) -> None:
         super().__init__()
@@ -70,12 +71,19 @@ class SASRecModel(nn.Module):
         layers: Number of blocks.
         heads: Attention heads of a block.
         dropout: Share of activations dropped, also inside the attention.
-        norm: "post" normalises after each residual sum (BERT, SASRec in RecBole); "pre" before each part, with one
-            normalisation at the end.
+        norm: "post" normalises after each residual sum (BERT, SASRec in RecBole); "pre" before each part,
+            with one normalisation at the end.
     """
 
     def __init__(
-        self, items: int, length: int, hidden: int, layers: int, heads: int, dropout: float, norm: Norm = "post"
+        self,
+        items: int,
+        length: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        norm: Norm = "post",
     ) -> None:
         super().__init__()
         self.items, self.length, self.dropout = items, length, dropout
@@ -111,20 +119,24 @@ class SASRecModel(nn.Module):
         """Score of every item: states ``(..., H)`` to ``(..., N)``. Padding has no score."""
         return states @ self.table.weight[: self.items].T
 
-    def loss(self, histories: Tensor, positions: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of the full softmax at the chosen positions; about log N before training.
-
-        Only the positions that have a target are multiplied with the item table, which is most of the work.
+    def loss(self, histories: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of the full softmax over all items; about log N before training.
 
         Args:
             histories: ``(B, S)`` item ids, padded on the right with N.
-            positions: ``(P,)`` flat positions ``row * S + column`` to predict from.
-            targets: ``(P,)`` item that follows each; negative entries are left out.
+            targets: ``(B, S)`` item that follows each position, or ``(P,)`` if `positions` are given;
+                negative entries are left out.
+            positions: ``(P,)`` flat positions ``row * S + column`` to predict from. Naming the real positions
+                spares the product of padding with the item table, which is most of the work; the loss is the
+                same.
         """
-        states = self(histories).flatten(0, 1)[positions]
-        return F.cross_entropy(self.logits(states).float(), targets, ignore_index=-1)
+        states = self(histories).flatten(0, 1)
+        if positions is not None:
+            states = states.index_select(0, positions)
+        return F.cross_entropy(self.logits(states).float(), targets.flatten(), ignore_index=-1)
 
     def last(self, histories: Tensor, lengths: Tensor) -> Tensor:
         """State ``(B, H)`` after the last item of each history ``(B, S')`` of `lengths` ``(B,)`` >= 1."""
         states = self(histories)
-        return states[torch.arange(len(lengths), device=states.device), lengths - 1]
+        latest: Tensor = states[torch.arange(len(lengths), device=states.device), lengths - 1]
+        return latest

@@ -1,8 +1,9 @@
-"""Squared Euclidean distances in float32, and blocks of fixed shape that make results independent of batching.
+"""Squared Euclidean distances in float32, and blocks of fixed shape that make results independent of
+batching.
 
-A matrix product may round differently for different shapes, so the code of an item on the border between two codes
-could depend on how many items are encoded with it. `in_blocks` therefore always computes blocks of the same number
-of rows and fills the last one up.
+A matrix product may round differently for different shapes, so the code of an item on the border between two
+codes could depend on how many items are encoded with it. `in_blocks` therefore always computes blocks of the
+same number of rows and fills the last one up.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
-"""Rows of a block: small enough that a single item is encoded in milliseconds, large enough for a fast product."""
+"""Rows of a block: small enough that a single item is encoded in milliseconds, large enough for a fast
+product."""
 
 
 def squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """``|v|^2 - 2 v.c + |c|^2`` of vectors ``(N, D)`` and code vectors ``(K, D)``: ``(N, K)`` float32, never negative."""
+    """``|v|^2 - 2 v.c + |c|^2`` of vectors ``(N, D)`` and code vectors ``(K, D)``: ``(N, K)`` float32, never
+    negative."""
     vectors, codebook = vectors.float(), codebook.float()
     with torch.autocast(vectors.device.type, enabled=False):
         product = vectors @ codebook.T
@@ -25,8 +28,9 @@ def squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 def nearest(vectors: Tensor, codebook: Tensor, rows: int = 8192) -> Tensor:
-    """``(N,)`` index of the nearest code vector, ties to the lowest index; at most ``rows x K`` distances at a time."""
-    parts = [squared_distances(part, codebook).argmin(1) for part in vectors.split(rows)]
+    """``(N,)`` index of the nearest code vector, ties to the lowest index; at most ``rows x K`` distances at
+    a time."""
+    parts = [squared_distances(part, codebook).argmin(1) for part in torch.split(vectors, rows)]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=vectors.device)
 
 
@@ -34,7 +38,8 @@ def in_blocks(function: Callable[..., Tensor], *rows: Tensor, block: int = BLOCK
     """``function(*rows)`` computed in blocks of exactly `block` rows, concatenated.
 
     Args:
-        function: Maps tensors of `block` rows each to a tensor of `block` rows, every row from its own input rows.
+        function: Maps tensors of `block` rows each to a tensor of `block` rows, every row from its own input
+            rows.
         rows: Tensors with the same number N of rows. The last block is filled with zeros.
 
     Returns:

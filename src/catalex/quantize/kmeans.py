@@ -11,7 +11,8 @@ from torch import Tensor
 from catalex.quantize.distances import nearest
 
 SEEDING_VECTORS = 64
-"""k-means++ looks at most at this many vectors a cluster; more change the start little and cost K passes each."""
+"""k-means++ looks at most at this many vectors a cluster; more change the start little and cost K passes
+each."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ def kmeans(
 ) -> Clusters:
     """Cluster vectors ``(N, D)``; stops early when no vector changes its cluster.
 
-    An empty cluster takes the vector that is farthest from its centroid, which can only lower the inertia. With fewer
-    distinct vectors than clusters the superfluous clusters stay empty. Deterministic for a seed on one device.
+    An empty cluster takes the vector that is farthest from its centroid, which can only lower the inertia.
+    With fewer distinct vectors than clusters the superfluous clusters stay empty. Deterministic for a seed on
+    one device.
 
     Args:
         vectors: ``(N, D)``, on any device.
@@ -85,7 +87,8 @@ def kmeans(
 
 
 def _start(vectors: Tensor, clusters: int, mass: Tensor, init: str, seed: int) -> Tensor:
-    """``(K, D)`` first centroids, drawn on the CPU so that the choice does not depend on a device's generator."""
+    """``(K, D)`` first centroids, drawn on the CPU so that the choice does not depend on a device's
+    generator."""
     generator = torch.Generator().manual_seed(seed)
     if init == "sample":
         return vectors[
@@ -115,7 +118,7 @@ def _draw(mass: Tensor, generator: torch.Generator) -> int:
 
 def _errors(vectors: Tensor, centroids: Tensor, assignment: Tensor, rows: int = 65536) -> Tensor:
     """``(N,)`` squared distance of each vector to its centroid, by direct difference (no cancellation)."""
-    parts = zip(vectors.split(rows), assignment.split(rows), strict=True)
+    parts = zip(torch.split(vectors, rows), torch.split(assignment, rows), strict=True)
     return torch.cat([(part - centroids[index]).square().sum(1) for part, index in parts])
 
 
@@ -138,7 +141,7 @@ def _means(vectors: Tensor, assignment: Tensor, mass: Tensor, centroids: Tensor)
     totals = torch.zeros(clusters, dtype=torch.float64, device=vectors.device)
     rows = 65536 if vectors.device.type == "cpu" else 8192
     for part, index, weight in zip(
-        vectors.split(rows), assignment.split(rows), mass.split(rows), strict=True
+        torch.split(vectors, rows), torch.split(assignment, rows), torch.split(mass, rows), strict=True
     ):
         weighted, weight = (part * weight[:, None]).double(), weight.double()
         if vectors.device.type == "cpu":

@@ -1,7 +1,7 @@
 """Residual quantization: each level quantizes what the levels before it left over.
 
-``r_0 = v``, ``c_l = argmin_k |r_{l-1} - e_{l,k}|^2``, ``r_l = r_{l-1} - e_{l,c_l}``; the sum of the chosen code
-vectors is the reconstruction. Codebooks are given; `kmeans` and `vq` learn them.
+``r_0 = v``, ``c_l = argmin_k |r_{l-1} - e_{l,k}|^2``, ``r_l = r_{l-1} - e_{l,c_l}``; the sum of the chosen
+code vectors is the reconstruction. Codebooks are given; `kmeans` and `vq` learn them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from catalex.quantize.distances import squared_distances
 
 
 def residual_encode(vectors: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
-    """Codes ``(N, L)`` int64 of vectors ``(N, D)`` under L codebooks ``(K_l, D)``; ties to the lowest index."""
+    """Codes ``(N, L)`` int64 of vectors ``(N, D)`` under L codebooks ``(K_l, D)``; ties to the lowest
+    index."""
     rest = vectors.float()
     codes = []
     for codebook in codebooks:
@@ -26,7 +27,8 @@ def residual_encode(vectors: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
 
 
 def residual(vectors: Tensor, prefix: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
-    """``(N, D)`` what the first l codes ``(N, l)`` leave over, subtracted in the order of `residual_encode`."""
+    """``(N, D)`` what the first l codes ``(N, l)`` leave over, subtracted in the order of
+    `residual_encode`."""
     rest = vectors.float()
     for level in range(prefix.shape[1]):
         rest = rest - codebooks[level][prefix[:, level]]

@@ -34,7 +34,9 @@ class Usage:
 def shares(codes: Integers, size: int) -> Numbers:
     """``(K,)`` share of the items on each code, from codes ``(N,)``."""
     counts = np.bincount(np.asarray(codes).ravel(), minlength=size).astype(np.float64)
-    return counts / max(counts.sum(), 1.0)
+    total: float = max(float(counts.sum()), 1.0)
+    found: Numbers = counts / total
+    return found
 
 
 def usage(share: ArrayLike) -> Usage:
@@ -56,7 +58,8 @@ def entropy(share: ArrayLike) -> float:
 
 
 def prefix_groups(codes: Integers, depth: int) -> NDArray[np.int64]:
-    """``(N,)`` a dense number for each distinct prefix of `depth` codes, in lexicographic order of the prefixes."""
+    """``(N,)`` a dense number for each distinct prefix of `depth` codes, in lexicographic order of the
+    prefixes."""
     groups = np.zeros(len(codes), np.int64)
     for level in range(depth):
         column = np.asarray(codes[:, level], np.int64)
@@ -66,7 +69,8 @@ def prefix_groups(codes: Integers, depth: int) -> NDArray[np.int64]:
 
 
 def conditional_entropy(codes: Integers, level: int) -> float:
-    """Entropy in nats of the code at `level` (from 0) given the codes before it; 0 means that the level adds nothing."""
+    """Entropy in nats of the code at `level` (from 0) given the codes before it; 0 means that the level adds
+    nothing."""
     deeper = entropy(shares(prefix_groups(codes, level + 1), 1))
     return max(deeper - entropy(shares(prefix_groups(codes, level), 1)), 0.0)
 
@@ -132,6 +136,7 @@ def balance(values: ArrayLike) -> Balance:
 
 
 def shared_identifiers(one: Integers, other: Integers) -> float:
-    """Share of the distinct identifiers of the first domain that also occur in the second; both ``(N, L)``."""
+    """Share of the distinct identifiers of the first domain that also occur in the second; both ``(N,
+    L)``."""
     ours, theirs = set(map(tuple, one.tolist())), set(map(tuple, other.tolist()))
     return len(ours & theirs) / max(len(ours), 1)

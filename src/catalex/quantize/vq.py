@@ -1,7 +1,7 @@
 """A learned codebook: nearest-code lookup with the losses, updates and rescues that keep it in use.
 
-Losses as in VQ-VAE (van den Oord et al. 2017) and TIGER (2305.05065): the codebook term pulls the chosen code to the
-vector, the commitment term, weighted by beta, pulls the vector to its code.
+Losses as in VQ-VAE (van den Oord et al. 2017) and TIGER (2305.05065): the codebook term pulls the chosen code
+to the vector, the commitment term, weighted by beta, pulls the vector to its code.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Codebook(nn.Module):
         size: K.
         width: D.
         beta: Weight of the commitment term. 0.25 in TIGER.
-        decay: None learns by gradient; a number in (0, 1] by moving averages of that decay (0.99 in MTGRec), and
-            then the loss keeps the commitment term only.
-        reduction: "sum" adds the squared differences over D as the formula says; "mean" averages them, as LC-Rec's
-            and UTGRec's code does. Both average over the batch.
+        decay: None learns by gradient; a number in (0, 1] by moving averages of that decay (0.99 in MTGRec),
+            and then the loss keeps the commitment term only.
+        reduction: "sum" adds the squared differences over D as the formula says; "mean" averages them, as
+            LC-Rec's and UTGRec's code does. Both average over the batch.
     """
 
     weight: Tensor

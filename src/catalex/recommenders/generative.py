@@ -86,6 +86,11 @@ class Generative(Recommender):
         self._trie: Trie | None = None
         self._table: TokenTable | None = None
 
+    @property
+    def split_ids(self) -> dict[str, str]:
+        """Split that training saw, by domain; evaluation refuses another."""
+        return self.splits
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def start_from(self, folder: Path) -> None:

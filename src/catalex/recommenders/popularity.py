@@ -1,4 +1,4 @@
-"""Popularity: the same list for everyone, by the number of training interactions. The floor of every table."""
+"""Popularity: the same list for everyone, by number of training interactions. The floor of every table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Popularity(ScoringRecommender):
 
     Attributes:
         counts: ``(N,)`` training interactions of each item, once fitted.
-        split_id: The split it was fitted on.
+        split_ids: The split it was fitted on, by domain.
     """
 
     Options: ClassVar[type[Options]] = PopularityOptions
@@ -38,7 +38,7 @@ class Popularity(ScoringRecommender):
     def __init__(self, options: PopularityOptions | None = None) -> None:
         self.options = options or PopularityOptions()
         self.counts: Ints = np.zeros(0, np.int64)
-        self.split_id = ""
+        self.split_ids: dict[str, str] = {}
 
     def fit(
         self,
@@ -51,7 +51,7 @@ class Popularity(ScoringRecommender):
         """Count. `seed`, `device` and `partial` change nothing."""
         domain = only_domain(domains, "popularity")
         self.counts = count_interactions(domain.training, domain.items)
-        self.split_id = domain.split_id
+        self.split_ids = {domain.name: domain.split_id}
         return {"valid_ndcg@10": validation_ndcg(self, domain.validation), "parameters": 0}
 
     def score(self, histories: Histories) -> Floats:
@@ -70,14 +70,14 @@ class Popularity(ScoringRecommender):
 
     def save(self, folder: Path) -> None:
         write_arrays(folder / MODEL_FILE, {"counts": self.counts})
-        write_json(folder / CONFIG_FILE, {"recommender": "popularity", "split_id": self.split_id})
+        write_json(folder / CONFIG_FILE, {"name": "popularity", "split_ids": self.split_ids})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         config = read_json(folder / CONFIG_FILE)
         model = cls()
         model.counts = read_arrays(folder / MODEL_FILE)["counts"]
-        model.split_id = config["split_id"]
+        model.split_ids = config["split_ids"]
         return model
 
 

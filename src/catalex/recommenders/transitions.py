@@ -1,7 +1,8 @@
-"""Transitions: what came right after the last item in training, most often first. A strong and honest baseline.
+"""Transitions: what came right after the last item in training, most often first. A strong and honest
+baseline.
 
-A first-order Markov chain without smoothing. On sparse catalogues it beats many trained models on NDCG, so every
-comparison prints it.
+A first-order Markov chain without smoothing. On sparse catalogues it beats many trained models on NDCG, so
+every comparison prints it.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ class TransitionsOptions(Options):
 class Transitions(ScoringRecommender):
     """Scores item j after last item i by ``count(i -> j) + popularity(j) / (max popularity + 1)``.
 
-    The second term is below 1: it orders items of equal count and the items that never followed i. A user without
-    history is ranked by popularity. Pairs are consecutive training interactions of one user; repeats count.
+    The second term is below 1: it orders items of equal count and the items that never followed i. A user
+    without history is ranked by popularity. Pairs are consecutive training interactions of one user; repeats
+    count.
 
     Attributes:
         rows: ``(N + 1,)`` pairs that start with item i are ``nexts[rows[i]:rows[i + 1]]``.
         nexts: Distinct following items of each item, ascending.
         counts: How often each pair occurred.
         popularity: ``(N,)`` training interactions of each item.
-        split_id: The split it was fitted on.
+        split_ids: The split it was fitted on, by domain.
     """
 
     Options: ClassVar[type[Options]] = TransitionsOptions
@@ -47,7 +49,7 @@ class Transitions(ScoringRecommender):
         self.nexts: Ints = np.zeros(0, np.int64)
         self.counts: Ints = np.zeros(0, np.int64)
         self.popularity: Ints = np.zeros(0, np.int64)
-        self.split_id = ""
+        self.split_ids: dict[str, str] = {}
 
     def fit(
         self,
@@ -67,8 +69,12 @@ class Transitions(ScoringRecommender):
         self.rows = np.searchsorted(pairs, np.arange(n + 1) * n).astype(np.int64)
         self.nexts = (pairs % n).astype(np.int64)
         self.popularity = count_interactions(domain.training, n)
-        self.split_id = domain.split_id
-        return {"valid_ndcg@10": validation_ndcg(self, domain.validation), "parameters": 0, "pairs": len(pairs)}
+        self.split_ids = {domain.name: domain.split_id}
+        return {
+            "valid_ndcg@10": validation_ndcg(self, domain.validation),
+            "parameters": 0,
+            "pairs": len(pairs),
+        }
 
     def score(self, histories: Histories) -> Floats:
         scores = np.tile(self._popularity_scores(), (len(histories), 1))
@@ -78,7 +84,7 @@ class Transitions(ScoringRecommender):
         return scores
 
     def recommend(self, histories: Histories, k: int) -> Ranking:
-        """As the base class ranks, without touching all N items: only followers and the k most popular can win."""
+        """As the base class does, sparing most items: only followers and the k most popular can win."""
         base = self._popularity_scores()
         popular = np.argsort(-base, kind="stable")[:k]
         items = np.full((len(histories), k), ABSENT, np.int64)
@@ -95,9 +101,14 @@ class Transitions(ScoringRecommender):
         return Ranking(items, scores)
 
     def save(self, folder: Path) -> None:
-        arrays = {"rows": self.rows, "nexts": self.nexts, "counts": self.counts, "popularity": self.popularity}
+        arrays = {
+            "rows": self.rows,
+            "nexts": self.nexts,
+            "counts": self.counts,
+            "popularity": self.popularity,
+        }
         write_arrays(folder / MODEL_FILE, arrays)
-        write_json(folder / CONFIG_FILE, {"recommender": "transitions", "split_id": self.split_id})
+        write_json(folder / CONFIG_FILE, {"name": "transitions", "split_ids": self.split_ids})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -106,12 +117,13 @@ class Transitions(ScoringRecommender):
         model = cls()
         model.rows, model.nexts, model.counts = arrays["rows"], arrays["nexts"], arrays["counts"]
         model.popularity = arrays["popularity"]
-        model.split_id = config["split_id"]
+        model.split_ids = config["split_ids"]
         return model
 
     def _popularity_scores(self) -> Floats:
         """``(N,)`` the part of the score below 1."""
-        return (self.popularity / (self.popularity.max(initial=0) + 1)).astype(np.float32)
+        share: Floats = (self.popularity / (self.popularity.max(initial=0) + 1)).astype(np.float32)
+        return share
 
     def _pairs(self, history: Ints) -> slice:
         """Where the pairs that start with the last item of a history stand; nowhere for an empty one."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 
 from catalex.data.histories import Histories
 from catalex.options import Options
-from catalex.types import Codes, Floats, JSON
+from catalex.types import JSON, Codes, Floats
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Tokenizer(ABC):
         """Levels and codebook sizes; known before training."""
 
     @abstractmethod
-    def fit(self, domains: Sequence[TokenizerDomain], *, seed: int, device: str, partial: Path | None = None) -> Mapping[str, JSON]:
+    def fit(
+        self, domains: Sequence[TokenizerDomain], *, seed: int, device: str, partial: Path | None = None
+    ) -> Mapping[str, JSON]:
         """Train. Returns curves and facts for the report (lists of numbers by name).
 
         Args:

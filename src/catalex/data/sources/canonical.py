@@ -1,7 +1,7 @@
 """Source `canonical`: a folder that already has the layout of `data.columns`.
 
-Such a folder brings its own dense ids, so both frames carry `item_id`; `prepare` joins by it and keeps the given order
-of items and users. `source_id` is a mere label here and may be null or repeated.
+Such a folder brings its own dense ids, so both frames carry `item_id`; `prepare` joins by it and keeps the
+given order of items and users. `source_id` is a mere label here and may be null or repeated.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import polars as pl
 
 from catalex.data import columns as c
 from catalex.data.sources.base import RawDomain, Source
-from catalex.data.sources.events import INVALID, LATEST, USER, _raw
-from catalex.data.sources.reading import ROW, columns_of, existing, require
+from catalex.data.sources.events import EventColumns, events
+from catalex.data.sources.reading import ROW, collect, columns_of, existing, require
+from catalex.errors import user_error
 from catalex.options import Options
 
 
@@ -33,9 +34,9 @@ class Canonical(Source):
     def __init__(self, options: CanonicalOptions, place: str) -> None:
         self.options, self.place = options, place
         folder = options.folder.expanduser()
-        self._items, self._events, self._images = (
-            folder / name for name in (c.ITEMS_FILE, c.INTERACTIONS_FILE, c.IMAGES_FILE)
-        )
+        self._items = folder / c.ITEMS_FILE
+        self._events = folder / c.INTERACTIONS_FILE
+        self._images = folder / c.IMAGES_FILE
 
     def files(self) -> Sequence[Path]:
         """Interactions, items, images."""
@@ -45,25 +46,35 @@ class Canonical(Source):
     def read(self) -> RawDomain:
         """Both tables with their own dense ids."""
         self.files()
-        columns = columns_of(self._items)
-        require(self._items, [c.ITEM_ID], columns)
-        present = [name for name in c.ITEMS_SCHEMA.names if name in columns]
-        items = pl.scan_parquet(self._items, row_index_name=ROW, row_index_offset=1).select(ROW, *present)
-        columns = columns_of(self._events)
-        require(self._events, [c.USER_ID, c.ITEM_ID], columns)
-        order = [name for name in (c.TIMESTAMP, c.POSITION) if name in columns]
+        present = columns_of(self._items)
+        require(self._items, [c.ITEM_ID], present)
+        items = pl.scan_parquet(self._items, row_index_name=ROW, row_index_offset=1)
+        items = items.select(ROW, *(name for name in c.ITEMS_SCHEMA.names if name in present))
+        _whole_numbers(self._items, items, [c.ITEM_ID])
+        present = columns_of(self._events)
+        require(self._events, [c.USER_ID, c.ITEM_ID], present)
         frame = pl.scan_parquet(self._events, row_index_name=ROW, row_index_offset=1)
-        frame = frame.rename({c.USER_ID: USER}).select(ROW, USER, c.ITEM_ID, *order)
-        raw = {USER: USER, c.SOURCE_ID: c.ITEM_ID, **{name: name for name in order}}
-        frame = frame.with_columns(
-            pl.col(USER).cast(pl.Int64, strict=False),
-            pl.col(c.ITEM_ID).cast(pl.Int64, strict=False),
-            pl.col(c.ITEM_ID).cast(pl.String).alias(c.SOURCE_ID),
-            *(pl.col(name).cast(pl.Int64, strict=False) for name in order),
-            *(pl.col(column).cast(pl.String).alias(_raw(name)) for name, column in raw.items()),
+        order = [name for name in (c.TIMESTAMP, c.POSITION) if name in present and self._filled(frame, name)]
+        _whole_numbers(self._events, frame, [c.USER_ID, c.ITEM_ID, *order])
+        columns = EventColumns(
+            c.USER_ID,
+            c.ITEM_ID,
+            c.TIMESTAMP if c.TIMESTAMP in order else None,
+            c.POSITION if c.POSITION in order else None,
         )
-        wrong = [pl.col(name).is_null() for name in (USER, c.ITEM_ID, *order)]
-        if c.TIMESTAMP in order:
-            wrong.append(~pl.col(c.TIMESTAMP).is_between(0, LATEST))
-        frame = frame.with_columns(pl.any_horizontal(wrong).fill_null(value=True).alias(INVALID))
-        return RawDomain(items, frame, self._images if self._images.exists() else None)
+        interactions = events(frame, columns, also=[c.ITEM_ID])
+        return RawDomain(items, interactions, self._images if self._images.exists() else None)
+
+    def _filled(self, frame: pl.LazyFrame, column: str) -> bool:
+        """Whether a column has any value: in prepared folders without times `timestamp` is all null."""
+        return bool(collect(frame.select(pl.col(column).count()), [self._events]).item())
+
+
+def _whole_numbers(path: Path, frame: pl.LazyFrame, columns: Sequence[str]) -> None:
+    schema = frame.collect_schema()
+    for name in columns:
+        if not schema[name].is_integer():
+            remedy = "write it as int32, or use source 'tables' for other ids"
+            raise user_error(
+                f"column {name!r} must hold integers", place=path, value=str(schema[name]), remedy=remedy
+            )

@@ -34,8 +34,8 @@ def catalogue(
         clean: Remove HTML tags, unescape entities and collapse white space in text.
 
     Returns:
-        `ROW`, the mapped fields and, if wanted, `extra`. Empty text is null. Text of any length is kept: the encoder
-        truncates, not the data.
+        `ROW`, the mapped fields and, if wanted, `extra`. Empty text is null. Text of any length is kept: the
+        encoder truncates, not the data.
     """
     schema = frame.collect_schema()
     expressions = []
@@ -111,7 +111,7 @@ def _labels(value: str | pl.Series | None, separator: str) -> list[str]:
 
 
 def _json_list(value: str) -> list[str] | None:
-    """The strings of a JSON list; of a list of lists (Amazon's category paths) the first list; None if it is none."""
+    """The strings of a JSON list, or of the first list in it (Amazon's category paths); else None."""
     try:
         found = json.loads(value)
     except json.JSONDecodeError:

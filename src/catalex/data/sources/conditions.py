@@ -10,7 +10,8 @@ condition           keeps a row when the cell
 ``lacks RE``        contains none
 =================== ======================================================================
 
-A list of conditions must hold together. A cell that is empty fulfils none of them. Nothing is ever evaluated as code.
+A list of conditions must hold together. A cell that is empty fulfils none of them. Nothing is ever evaluated
+as code.
 """
 
 from __future__ import annotations
@@ -83,12 +84,16 @@ def _number(text: str) -> float | None:
 
 
 def _wrong(text: str, place: str) -> CatalexError:
-    return user_error("the condition is not understood", place=place, value=text, allowed=FORMS, remedy="rewrite it")
+    return user_error(
+        "the condition is not understood", place=place, value=text, allowed=FORMS, remedy="rewrite it"
+    )
 
 
 def _checked_pattern(pattern: str, place: str) -> str:
     try:
         pl.Series(["x"]).str.contains(pattern)
     except pl.exceptions.ComputeError:
-        raise user_error("the regular expression is not valid", place=place, value=pattern, remedy="correct it") from None
+        raise user_error(
+            "the regular expression is not valid", place=place, value=pattern, remedy="correct it"
+        ) from None
     return pattern

@@ -1,7 +1,7 @@
 """Interactions as every source yields them: named columns, parsed times, and a mark on rows that are wrong.
 
-Parsing is lazy and never raises by itself. A row that cannot be used is marked `INVALID`; whoever collects the frame
-looks at that one bit and, if it is set anywhere, asks `explain_invalid` for the sentence.
+Parsing is lazy and never raises by itself. A row that cannot be used is marked `INVALID`; whoever collects
+the frame looks at that one bit and, if it is set anywhere, asks `explain_invalid` for the sentence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class EventColumns:
     @property
     def named(self) -> list[str]:
         """All columns that are set."""
-        return [n for n in (self.user, self.item, self.timestamp, self.position, self.rating) if n is not None]
+        return [
+            n for n in (self.user, self.item, self.timestamp, self.position, self.rating) if n is not None
+        ]
 
 
 def check_time_format(time_format: str) -> str:
@@ -55,18 +57,20 @@ def events(
     *,
     time_format: str = "seconds",
     minimum_rating: float | None = None,
+    also: Sequence[str] = (),
 ) -> pl.LazyFrame:
     """The interactions of a raw table, one row an event, in file order.
 
     Args:
         frame: Raw rows with `ROW`.
         columns: Names of the raw columns.
-        time_format: One of `TIME_FORMATS`; columns of a date type need none. Times without a zone count as UTC.
-        minimum_rating: Keep interactions with at least this rating; needs `columns.rating`.
+        time_format: One of `TIME_FORMATS`; columns of a date type need none. Times without a zone count as
+        UTC. minimum_rating: Keep interactions with at least this rating; needs `columns.rating`. also:
+        Further raw columns to pass through unchanged.
 
     Returns:
-        `user` (string or int64), `source_id` (string), `timestamp` (int64 seconds) and `position` (int64) when there
-        are such columns, `invalid`, and for messages `ROW` and the raw texts.
+        `user` (string or int64), `source_id` (string), `timestamp` (int64 seconds) and `position` (int64)
+        when there are such columns, `invalid`, and for messages `ROW` and the raw texts.
     """
     schema = frame.collect_schema()
     user = pl.col(columns.user)
@@ -86,6 +90,7 @@ def events(
         raw[RATING] = columns.rating
     frame = frame.select(
         ROW,
+        *also,
         *(expression.alias(name) for name, expression in parsed.items()),
         *(pl.col(column).cast(pl.String).alias(_raw(name)) for name, column in raw.items()),
     )
@@ -156,7 +161,11 @@ def explain_invalid(frame: pl.LazyFrame, files: Sequence[Path]) -> CatalexError:
         )
     if TIMESTAMP in row and not 0 <= row[TIMESTAMP] <= LATEST:
         milliseconds = 0 <= row[TIMESTAMP] // 1000 <= LATEST
-        remedy = "the column looks like milliseconds: set time_format: milliseconds" if milliseconds else "correct the row"
+        remedy = (
+            "the column looks like milliseconds: set time_format: milliseconds"
+            if milliseconds
+            else "correct the row"
+        )
         return user_error(
             "the timestamp lies outside the years 1970 to 2100",
             place=place,
@@ -165,4 +174,6 @@ def explain_invalid(frame: pl.LazyFrame, files: Sequence[Path]) -> CatalexError:
             remedy=remedy,
         )
     name = POSITION if POSITION in row and row[POSITION] is None else RATING
-    return user_error(f"the {name} is not a number", place=place, value=row[_raw(name)], remedy="correct the row")
+    return user_error(
+        f"the {name} is not a number", place=place, value=row[_raw(name)], remedy="correct the row"
+    )

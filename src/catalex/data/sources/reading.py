@@ -1,7 +1,7 @@
 """Open raw tables of any format lazily, and say in one sentence what is wrong with a damaged one.
 
-Text formats are read as strings only: numbers are parsed where their meaning is known, so that a bad value can be
-quoted as it stands in the file.
+Text formats are read as strings only: numbers are parsed where their meaning is known, so that a bad value
+can be quoted as it stands in the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -83,7 +83,11 @@ def format_of(path: Path) -> str:
 
 
 def open_table(
-    paths: Sequence[Path], columns: Sequence[str], optional: Sequence[str] = (), *, encoding: Encoding = "utf8"
+    paths: Sequence[Path],
+    columns: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    encoding: Encoding = "utf8",
 ) -> pl.LazyFrame:
     """The named columns of one table, which may be spread over several files, and `ROW`.
 
@@ -101,7 +105,9 @@ def open_table(
     return frame if len(frames) == 1 else frame.drop(ROW).with_row_index(ROW, offset=1)
 
 
-def _open_one(path: Path, columns: Sequence[str], optional: Sequence[str], encoding: Encoding) -> pl.LazyFrame:
+def _open_one(
+    path: Path, columns: Sequence[str], optional: Sequence[str], encoding: Encoding
+) -> pl.LazyFrame:
     form = format_of(path)
     present = columns_of(path)
     wanted = [*columns, *(name for name in optional if name in present)]
@@ -130,7 +136,10 @@ def require(path: Path, columns: Sequence[str], present: Sequence[str]) -> None:
             close = nearest(name, present)
             remedy = f"did you mean {close!r}?" if close else "name the right column in the recipe"
             raise user_error(
-                f"column {name!r} is missing", place=path, allowed=f"the file has {', '.join(present)}", remedy=remedy
+                f"column {name!r} is missing",
+                place=path,
+                allowed=f"the file has {', '.join(present)}",
+                remedy=remedy,
             )
 
 
@@ -156,8 +165,8 @@ def columns_of(path: Path) -> list[str]:
 
 def text_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> io.TextIOWrapper:
     """Lines of a plain, .gz or .zst text file, decompressed as they are read."""
-    kind = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
-    stream = pa.input_stream(str(path), compression=kind)
+    kind: Any = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())
+    stream: Any = pa.input_stream(str(path), compression=kind)
     return io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline="")
 
 
@@ -181,7 +190,9 @@ def _json_object(path: Path, number: int, line: str) -> dict[str, object]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         remedy = "repair or remove the line"
-        raise user_error(f"not valid JSON: {error.msg}", place=place, value=line.strip(), remedy=remedy) from None
+        raise user_error(
+            f"not valid JSON: {error.msg}", place=place, value=line.strip(), remedy=remedy
+        ) from None
     if not isinstance(record, dict):
         remedy = "write one JSON object a line"
         raise user_error("a line must be a JSON object", place=place, value=line.strip(), remedy=remedy)
@@ -201,7 +212,7 @@ def collect(frame: pl.LazyFrame, files: Sequence[Path]) -> pl.DataFrame:
 
 
 def damaged(error: Exception, files: Sequence[Path]) -> CatalexError:
-    """What is wrong with `files`, given the `error` met while reading them: looks for the very line if it can."""
+    """What is wrong with `files`, given the `error` met while reading them; names the very line if it can."""
     for path in files:
         try:
             _read_through(path)
@@ -209,13 +220,22 @@ def damaged(error: Exception, files: Sequence[Path]) -> CatalexError:
             return found
         except UnicodeDecodeError as found:
             remedy = "convert it to UTF-8, or set encoding: utf8-lossy"
-            return user_error("the file is not UTF-8", place=path, value=found.object[found.start : found.end], remedy=remedy)
+            return user_error(
+                "the file is not UTF-8",
+                place=path,
+                value=found.object[found.start : found.end],
+                remedy=remedy,
+            )
         except (pl.exceptions.PolarsError, OSError, EOFError, pa.ArrowInvalid) as found:
             reason = (str(found).splitlines() or [type(found).__name__])[0].rstrip(".")
-            return user_error(f"the file is truncated or damaged ({reason})", place=path, remedy="copy or download it again")
+            return user_error(
+                f"the file is truncated or damaged ({reason})", place=path, remedy="copy or download it again"
+            )
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     place = ", ".join(map(str, files))
-    return user_error(f"the file cannot be read ({reason})", place=place, remedy="check its format and columns")
+    return user_error(
+        f"the file cannot be read ({reason})", place=place, remedy="check its format and columns"
+    )
 
 
 def _read_through(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ranking metrics: pure functions from ranks ``(B,)`` to a value a user ``(B,)``; their mean is the metric."""
+"""Metrics: pure functions from ranks ``(B,)`` to values of users ``(B,)``; their mean is the metric."""
 
 from __future__ import annotations
 

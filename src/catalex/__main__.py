@@ -1,0 +1,5 @@
+"""``python -m catalex``."""
+
+from catalex.cli import main
+
+main()

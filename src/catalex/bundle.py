@@ -1,0 +1,172 @@
+"""A bundle: everything that answering requests needs, in one folder with a manifest of hashes and versions.
+
+::
+
+    manifest.json        format, catalex version, domain, split, hash of every other file
+    items.parquet        the catalogue, for titles
+    identifiers.parquet  who owns which identifier
+    tokenizer/           config.json + model.safetensors
+    recommender/         config.json, catalogue.safetensors, model/ (loads in transformers)
+    recipe.json          how it was made (encoder and text settings included)
+
+A folder that differs from its manifest by one byte, or was written by another format, is refused by name.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import catalex
+from catalex.artifacts import hash_file, read_json, read_parquet, write_json
+from catalex.data import columns as c
+from catalex.data.histories import Histories
+from catalex.errors import nearest, user_error
+from catalex.recommenders import load_recommender
+from catalex.recommenders.base import ABSENT, Recommender
+from catalex.tokenizers.identifiers import IdentifierTable
+from catalex.types import JSON
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One recommended item."""
+
+    item_id: int
+    title: str
+    score: float
+    identifier: tuple[int, ...]
+
+
+class Bundle:
+    """A checked bundle, ready to recommend."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def load(cls, folder: Path) -> Bundle:
+        """Open a bundle after checking every file against the manifest.
+
+        Raises:
+            CatalexError: When the folder is no bundle, has another format, or a file is missing or changed.
+        """
+        if not (folder / MANIFEST).is_file():
+            raise user_error(f"this folder holds no {MANIFEST}, so it is not a bundle", place=folder, remedy="make one with 'catalex bundle RECIPE'")
+        manifest = read_json(folder / MANIFEST)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            found = manifest.get("format") if isinstance(manifest, dict) else None
+            raise user_error(
+                "the bundle was written by another version",
+                place=folder / MANIFEST,
+                value=f"format {found}, catalex {manifest.get('catalex') if isinstance(manifest, dict) else None}",
+                allowed=f"format {FORMAT} (catalex {catalex.__version__})",
+                remedy="make it again with this version",
+            )
+        for name, digest in manifest["files"].items():
+            if not (folder / name).is_file():
+                raise user_error("a file of the bundle is missing", place=folder / name, remedy="copy the bundle again")
+            if hash_file(folder / name) != digest:
+                raise user_error("the file differs from the bundle's manifest", place=folder / name, remedy="copy the bundle again, or make it anew")
+        return cls(folder, manifest)
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        """The trained recommender, bound to the bundle's catalogue."""
+        return load_recommender(self.folder / "recommender")
+
+    @cached_property
+    def identifiers(self) -> IdentifierTable:
+        """Identifiers of the bundle's domain."""
+        return IdentifierTable.load(self.folder / "identifiers.parquet")
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """A name for each item of the catalogue."""
+        table = read_parquet(self.folder / c.ITEMS_FILE, [c.TITLE, c.KEYWORDS, c.SOURCE_ID])
+        return [r[c.TITLE] or r[c.KEYWORDS] or r[c.SOURCE_ID] or f"item {i}" for i, r in enumerate(table.to_pylist())]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        sources = read_parquet(self.folder / c.ITEMS_FILE, [c.SOURCE_ID])[c.SOURCE_ID].to_pylist()
+        return {str(source): i for i, source in enumerate(sources) if source is not None}
+
+    def item(self, name: str) -> int:
+        """Item id of a source id ("B0007") or of a written item id ("#12").
+
+        Raises:
+            CatalexError: When the catalogue has no such item; names the nearest one.
+        """
+        if name.startswith("#") and name[1:].isdigit() and int(name[1:]) < len(self.titles):
+            return int(name[1:])
+        if name in self._numbers:
+            return self._numbers[name]
+        close = nearest(name, self._numbers)
+        raise user_error(
+            f"the catalogue has no item {name!r}",
+            place=self.folder,
+            remedy=f"did you mean {close!r}? Write '#12' for item number 12" if close else "give source ids, or '#12' for item number 12",
+        )
+
+    def recommend(self, history: Sequence[int], k: int = 10) -> list[Suggestion]:
+        """The `k` best next items after `history` (item ids, oldest first).
+
+        Raises:
+            CatalexError: When the history is empty or k is not positive.
+        """
+        if not history:
+            raise user_error("the history is empty", place="--history", remedy="give at least one item")
+        if k < 1:
+            raise user_error("the number of items must be positive", place="-k", value=k)
+        ranking = self.recommender.recommend(Histories.from_lists([list(history)]), k)
+        codes = self.identifiers.of(self.manifest["domain"])
+        return [
+            Suggestion(int(item), self.titles[item], float(score), tuple(int(v) for v in codes[item]))
+            for item, score in zip(ranking.items[0], ranking.scores[0], strict=True)
+            if item != ABSENT and np.isfinite(score)
+        ]
+
+
+def write_bundle(folder: Path, *, domain: str, split_id: str, prepared: Path, identifiers: IdentifierTable, tokenizer: Path, recommender: Recommender, recipe: JSON) -> None:
+    """Write a bundle for one domain. The folder appears whole or not at all.
+
+    Args:
+        prepared: The canonical domain folder.
+        tokenizer: Folder of the trained tokenizer.
+        recommender: Trained, and bound to the domain's catalogue.
+    """
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    shutil.copy(prepared / c.ITEMS_FILE, fresh / c.ITEMS_FILE)
+    shutil.copytree(tokenizer, fresh / "tokenizer")
+    own = IdentifierTable(identifiers.space, identifiers.unique).add(domain, identifiers.of(domain), identifiers.versions[domain][0])
+    own.save(fresh / "identifiers.parquet")
+    recommender.save(fresh / "recommender")
+    write_json(fresh / "recipe.json", recipe)
+    files = sorted(p.relative_to(fresh).as_posix() for p in fresh.rglob("*") if p.is_file())
+    manifest = {
+        "format": FORMAT,
+        "catalex": catalex.__version__,
+        "domain": domain,
+        "split_id": split_id,
+        "identifier_version": identifiers.versions[domain][0],
+        "files": {name: hash_file(fresh / name) for name in files},
+    }
+    write_json(fresh / MANIFEST, manifest)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

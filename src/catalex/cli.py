@@ -1,0 +1,245 @@
+"""The command line: verbs only, each calls one pipeline. A user's mistake ends in one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+import catalex
+from catalex.errors import EXIT_CODE, CatalexError
+
+app = typer.Typer(
+    name="catalex",
+    help="Catalog to lexicon: one tokenizer for all catalogues, generative recommenders that transfer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Public datasets: where they are, and download.", no_args_is_help=True)
+ledger_app = typer.Typer(help="The results ledger.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(ledger_app, name="ledger")
+
+DEFAULT_LEDGER = Path("docs/results/results.jsonl")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see recipes/.")]
+Overrides = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. --set recommender.training.epochs=5.")]
+Record = Annotated[bool, typer.Option("--record", help="Append the results to the ledger.")]
+Ledger = Annotated[Path, typer.Option("--ledger", help="Ledger that --record appends to.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Options before any verb."""
+    if version:
+        print(f"catalex {catalex.__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None, record: Record = False, ledger: Ledger = DEFAULT_LEDGER) -> None:
+    """Run the whole story: prepare, embed, tokenize, pretrain, transfer, evaluate, bundle, report."""
+    from catalex.pipelines.recipe import read_recipe
+    from catalex.pipelines.run import run_recipe
+
+    folder = run_recipe(read_recipe(recipe, overrides or ()), ledger if record else None)
+    print(f"report: {folder}")
+
+
+@app.command()
+def prepare(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Raw tables to canonical domains, with the statistics that papers print."""
+    from catalex.data.statistics import print_statistics
+    from catalex.pipelines.prepare import prepare_stage
+    from catalex.pipelines.recipe import read_recipe
+    from catalex.pipelines.workspace import workspace
+
+    parsed = read_recipe(recipe, overrides or ())
+    prepare_stage(parsed)
+    print_statistics([workspace(parsed).prepared(name) for name in parsed.domains])
+
+
+@app.command()
+def embed(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Item text and images to content vectors."""
+    from catalex.pipelines.embed import embed_stage
+    from catalex.pipelines.recipe import read_recipe
+
+    embed_stage(read_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def tokenize(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train the tokenizer, give every item an identifier, and print the health of the identifiers."""
+    from catalex.pipelines.recipe import read_recipe
+    from catalex.pipelines.tokenize import print_health, tokenize_stage
+
+    print_health(tokenize_stage(read_recipe(recipe, overrides or ())))
+
+
+@app.command()
+def pretrain(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train the recommender on the pre-training domains."""
+    from catalex.pipelines.pretrain import pretrain_stage
+    from catalex.pipelines.recipe import read_recipe
+
+    pretrain_stage(read_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def transfer(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Fine-tune to the target domains."""
+    from catalex.pipelines.pretrain import transfer_stage
+    from catalex.pipelines.recipe import read_recipe
+
+    transfer_stage(read_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def evaluate(recipe: RecipePath, overrides: Overrides = None, record: Record = False, ledger: Ledger = DEFAULT_LEDGER) -> None:
+    """Judge every trained system and the baselines on the test cases, item level."""
+    from catalex.pipelines.evaluate import evaluate_stage, print_summary
+    from catalex.pipelines.recipe import read_recipe
+
+    print_summary(evaluate_stage(read_recipe(recipe, overrides or ()), ledger if record else None))
+
+
+@app.command()
+def report(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Write the report of what has been run so far: one HTML page, JSON and Markdown."""
+    from catalex.pipelines.recipe import read_recipe
+    from catalex.pipelines.report import report_stage
+
+    print(f"report: {report_stage(read_recipe(recipe, overrides or ()))}")
+
+
+@app.command()
+def bundle(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Put everything that recommending needs into one folder for each target domain."""
+    from catalex.pipelines.bundle import bundle_stage
+    from catalex.pipelines.recipe import read_recipe
+
+    for folder in bundle_stage(read_recipe(recipe, overrides or ())):
+        print(f"bundle: {folder}")
+
+
+@app.command()
+def recommend(
+    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that 'catalex bundle' wrote.")],
+    history: Annotated[str, typer.Option(help="Items of the history, oldest first, separated by commas: source ids, or '#12' for item number 12.")],
+    k: Annotated[int, typer.Option("-k", help="Items wanted.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Recommend the next items after a history, with titles and scores (log-probabilities)."""
+    from catalex.bundle import Bundle
+
+    opened = Bundle.load(folder)
+    items = [opened.item(name.strip()) for name in history.split(",") if name.strip()]
+    found = opened.recommend(items, k)
+    if as_json:
+        print(json.dumps([{"item_id": s.item_id, "title": s.title, "score": s.score, "identifier": s.identifier} for s in found], ensure_ascii=False))
+        return
+    print("after")
+    for item in items:
+        print(f"          {opened.titles[item]}")
+    print("recommended")
+    for s in found:
+        print(f"{s.score:8.3f}  {s.title}  <{'-'.join(map(str, s.identifier))}>")
+
+
+@app.command()
+def doctor(path: Annotated[Optional[Path], typer.Argument(help="A bundle or a prepared domain to check as well.")] = None) -> None:
+    """Check the environment, and a bundle or a prepared domain."""
+    from catalex.pipelines.doctor import examine
+
+    good = True
+    for finding in examine(path):
+        good = good and finding.good
+        print(("ok   " if finding.good else "WRONG") + f" {finding.text}")
+    if not good:
+        raise typer.Exit(EXIT_CODE)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Datasets that catalex knows where to find."""
+    from catalex.data.datasets import list_datasets
+
+    for dataset in list_datasets():
+        print(f"{dataset.name:24} {dataset.title}")
+
+
+@data_app.command("describe")
+def data_describe(name: Annotated[str, typer.Argument(help="Name of a dataset, or a prepared folder.")]) -> None:
+    """Addresses, terms, citation and a recipe snippet of a dataset; or the statistics of a prepared folder."""
+    if Path(name).is_dir():
+        from catalex.data.statistics import print_statistics
+
+        print_statistics([Path(name)])
+        return
+    from catalex.data.datasets import describe
+
+    print(describe(name))
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="Name of a dataset.")],
+    folder: Annotated[Path, typer.Option(help="Where to put the files.")] = Path("data"),
+    category: Annotated[Optional[str], typer.Option(help="Category, for datasets that come in categories.")] = None,
+) -> None:
+    """Download a dataset from its official address; a broken download continues where it stopped."""
+    from catalex.data.datasets import download_dataset
+
+    for path in download_dataset(name, folder, category=category):
+        print(path)
+
+
+@data_app.command("images")
+def data_images(
+    folder: Annotated[Path, typer.Argument(metavar="PREPARED", help="A prepared domain whose items name image addresses.")],
+    size: Annotated[int, typer.Option(help="Longest side of a stored image, pixels.")] = 224,
+    allow_local: Annotated[bool, typer.Option("--allow-local", help="Also read addresses that are local files.")] = False,
+) -> None:
+    """Download the images of a prepared domain's items; run it again to continue and to retry failures."""
+    from catalex.pipelines.images import fetch_domain_images
+
+    print(fetch_domain_images(folder, size=size, allow_local=allow_local))
+
+
+@ledger_app.command("merge")
+def ledger_merge(
+    source: Annotated[Path, typer.Argument(help="Ledger measured elsewhere.")],
+    target: Annotated[Path, typer.Argument(help="Ledger to append to.")] = DEFAULT_LEDGER,
+) -> None:
+    """Append the lines of one ledger that another does not have yet."""
+    from catalex.reporting.ledger import BenchmarkLine, ResultLine, merge
+
+    kind = BenchmarkLine if "benchmark" in target.name else ResultLine
+    print(f"{merge(source, target, kind)} lines added to {target}")
+
+
+def main() -> None:
+    """Entry point of the ``catalex`` command."""
+    try:
+        app(standalone_mode=True)
+    except CatalexError as error:
+        print(f"catalex: {error}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print("catalex: the disk is full; nothing was half-written. Free some space and run the command again.", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except KeyboardInterrupt:
+        print("catalex: interrupted; run the same command again to continue.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

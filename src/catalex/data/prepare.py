@@ -1,0 +1,290 @@
+"""From raw files to a canonical domain folder: read, filter, order, split, write.
+
+The order of steps is fixed: unknown items, duplicates, consecutive repeats, k-core, latest n, split. Times
+that are equal keep the order of the file. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from pydantic import Field
+
+from catalex.artifacts import atomic_path, hash_file, read_parquet, write_json, write_parquet
+from catalex.data import columns as c
+from catalex.data.filtering import k_core, latest, one_of_each_pair, without_repeats
+from catalex.data.histories import Histories, SplitHistories
+from catalex.data.sources import make_source
+from catalex.data.sources.base import Source
+from catalex.data.sources.collecting import Collected, collect_source
+from catalex.data.sources.events import USER
+from catalex.data.splits import SHORTEST, Parts, global_time, leave_one_out
+from catalex.data.statistics import text_coverage
+from catalex.errors import user_error
+from catalex.options import Options
+from catalex.progress import say
+from catalex.types import Bools, Ints
+
+CANONICAL = "canonical"
+RAW_CORE = 5
+"""k of the k-core for raw sources: 5, as in S3-Rec, TIGER, LETTER and UTGRec."""
+
+
+class PrepareOptions(Options):
+    """How one domain is made."""
+
+    source: str
+    """Name in the table of data sources."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of that source: files and columns."""
+    min_interactions: int | None = Field(default=None, ge=0)
+    """k of the k-core over users and items; 0 or 1 is off. Null: 5 for raw sources, 0 for canonical ones."""
+    min_user_interactions: int | None = Field(default=None, ge=0)
+    """Another k for users."""
+    min_item_interactions: int | None = Field(default=None, ge=0)
+    """Another k for items."""
+    duplicates: Literal["keep", "first", "last"] = "keep"
+    """What stays of several interactions of a user with one item."""
+    repeats: Literal["keep", "drop"] = "keep"
+    """Whether an item right after itself in a history stays."""
+    max_history: int | None = Field(default=None, ge=SHORTEST)
+    """Keep the latest n interactions of a user, evaluation included; null keeps all."""
+    split: Literal["leave-one-out", "global-time"] = "leave-one-out"
+    """See `splits`. Leave-one-out is what the generative papers report."""
+    valid_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of interactions for validation in a global-time split."""
+    test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of interactions for test in a global-time split."""
+    unknown_items: Literal["refuse", "drop"] = "refuse"
+    """What happens to interactions whose item is not in the items table."""
+    duplicate_items: Literal["refuse", "first"] = "refuse"
+    """What happens to an item id that appears twice in the items table."""
+
+    @property
+    def cores(self) -> tuple[int, int]:
+        """Minimum for users and for items, defaults filled in."""
+        both = self.min_interactions
+        if both is None:
+            both = 0 if self.source == CANONICAL else RAW_CORE
+        user, item = self.min_user_interactions, self.min_item_interactions
+        return both if user is None else user, both if item is None else item
+
+
+def input_hashes(options: PrepareOptions) -> dict[str, str]:
+    """SHA-256 of every raw file, by its path.
+
+    Raises:
+        CatalexError: When a file is missing or empty.
+    """
+    return {str(path): hash_file(path) for path in _source(options).files()}
+
+
+def prepare(name: str, options: PrepareOptions, folder: Path) -> dict[str, Any]:
+    """Write the canonical domain folder of `name` and return its manifest. See docs/data.md for the layout.
+
+    Raises:
+        CatalexError: For bad raw files, for a k-core that leaves nothing, for a domain too small to split.
+    """
+    if options.valid_fraction + options.test_fraction >= 1:
+        raise user_error(
+            "valid_fraction and test_fraction leave nothing to train on", place=name, remedy="lower them"
+        )
+    source = _source(options)
+    say(f"prepare {name}: read {', '.join(path.name for path in source.files())}")
+    found = collect_source(source, options.unknown_items, options.duplicate_items)
+    timed = c.TIMESTAMP in found.events.columns
+    if options.split == "global-time" and not timed:
+        raise user_error(
+            "a global-time split needs timestamps, and the source has none",
+            place=name,
+            remedy="use split: leave-one-out, or name the timestamp column",
+        )
+    users, items, times = _ordered(found)
+    users, items, times = _filtered(name, options, users, items, times)
+    kept_items = _catalogue_rows(options, items, found.items.height)
+    users, items = _renumbered(users), _renumbered(items, kept_items)
+    parts, split = _split(name, options, users, times)
+    lengths = np.bincount(users)
+    warnings = [*found.warnings, *_time_warnings(times)]
+    (folder / c.MANIFEST_FILE).unlink(missing_ok=True)  # a folder without a manifest is not prepared
+    images = _write_tables(folder, source, found.items, kept_items, (users, items, times, lengths, parts))
+    outputs = [c.ITEMS_FILE, c.INTERACTIONS_FILE, *([c.IMAGES_FILE] if images else [])]
+    histories = Histories(np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]), items.astype(np.int64))
+    table = read_parquet(folder / c.ITEMS_FILE)
+    manifest = {
+        "name": name,
+        "source": options.source,
+        "options": options.model_dump(mode="json"),
+        "min_interactions": dict(zip(("users", "items"), options.cores, strict=True)),
+        "counts": {"users": len(lengths), "items": len(kept_items), "interactions": len(users)},
+        "mean_length": round(float(lengths.mean()), 4),
+        "median_length": float(np.median(lengths)),
+        "density": float(len(users) / (len(lengths) * len(kept_items))),
+        "sparsity": float(1 - len(users) / (len(lengths) * len(kept_items))),
+        "split": split,
+        "split_id": SplitHistories(histories, parts.astype(np.int64)).split_id,
+        "has_timestamp": timed,
+        "images": images,
+        "coverage": text_coverage(table),
+        "files": {file: hash_file(folder / file) for file in outputs},
+        "warnings": warnings,
+    }
+    write_json(folder / c.MANIFEST_FILE, manifest)
+    for warning in warnings:
+        say(f"prepare {name}: {warning}")
+    say(f"prepare {name}: {len(lengths):,} users, {len(kept_items):,} items, {len(users):,} interactions")
+    return manifest
+
+
+def _source(options: PrepareOptions) -> Source:
+    return make_source(options.source, options.options, f"{options.source}.options")
+
+
+def _ordered(found: Collected) -> tuple[Ints, Ints, Ints | None]:
+    """Users, items and times, sorted by user, then time, then position, then place in the file."""
+    order = [name for name in (c.TIMESTAMP, c.POSITION) if name in found.events.columns]
+    events = found.events.sort(USER, *order, maintain_order=True)
+    times = events[c.TIMESTAMP].to_numpy() if c.TIMESTAMP in order else None
+    return events[USER].to_numpy(), events[c.ITEM_ID].to_numpy(), times
+
+
+def _filtered(
+    name: str, options: PrepareOptions, users: Ints, items: Ints, times: Ints | None
+) -> tuple[Ints, Ints, Ints | None]:
+    """The three arrays after all filters."""
+
+    def take(keep: Bools) -> None:
+        nonlocal users, items, times
+        if not keep.all():
+            users, items, times = users[keep], items[keep], None if times is None else times[keep]
+
+    if options.duplicates != "keep":
+        take(one_of_each_pair(users, items, options.duplicates))
+    if options.repeats == "drop":
+        take(without_repeats(users, items))
+    user_minimum, item_minimum = options.cores
+    if max(user_minimum, item_minimum) > 1:
+        before = (
+            f"{len(np.unique(users)):,} users, {len(np.unique(items)):,} items, {len(users):,} interactions"
+        )
+        take(k_core(users, items, user_minimum, item_minimum))
+        if not len(users):
+            raise user_error(
+                f"the k-core filter leaves nothing (k is {user_minimum} for users, {item_minimum} for items)",
+                place=name,
+                value=before,
+                remedy="lower min_interactions",
+            )
+    if options.max_history is not None:
+        take(latest(users, options.max_history))
+    return users, items, times
+
+
+def _catalogue_rows(options: PrepareOptions, items: Ints, count: int) -> Ints:
+    """Rows of the items table that stay: those of the k-core, or all if items have no minimum."""
+    return np.arange(count) if options.cores[1] <= 1 else np.unique(items).astype(np.int64)
+
+
+def _renumbered(ids: Ints, kept: Ints | None = None) -> Ints:
+    """Ids ``(E,)`` int32, renumbered 0.. among those `kept` (default: all that occur), order unchanged."""
+    present = np.zeros(int(ids.max()) + 1 if kept is None else int(kept[-1]) + 1, np.bool_)
+    present[ids if kept is None else kept] = True
+    rank = np.cumsum(present, dtype=np.int32) - np.int32(1)
+    renumbered: Ints = rank[ids]
+    return renumbered
+
+
+def _split(
+    name: str, options: PrepareOptions, users: Ints, times: Ints | None
+) -> tuple[Parts, dict[str, Any]]:
+    """Parts ``(E,)`` and their description for the manifest."""
+    if options.split == "leave-one-out" or times is None:
+        parts, description = leave_one_out(np.bincount(users), name), {}
+    else:
+        parts, first, second = global_time(times, options.valid_fraction, options.test_fraction, name)
+        description = {"cuts": [first, second], "fractions": [options.valid_fraction, options.test_fraction]}
+    counts = np.bincount(parts, minlength=3)
+    sizes = {
+        part: int(counts[value]) for part, value in (("train", c.TRAIN), ("valid", c.VALID), ("test", c.TEST))
+    }
+    return parts, {"kind": options.split, "interactions": sizes, **description}
+
+
+def _time_warnings(times: Ints | None) -> list[str]:
+    """A hint when all times lie in the 1970s: seconds that were read as milliseconds look like that."""
+    if times is not None and len(times) and int(times.max()) < 315_532_800:
+        return ["all timestamps lie before 1980; were seconds read as milliseconds?"]
+    return []
+
+
+def _write_tables(
+    folder: Path,
+    source: Source,
+    table: pl.DataFrame,
+    kept: Ints,
+    events: tuple[Ints, Ints, Ints | None, Ints, Ints],
+) -> int:
+    """Write items, interactions and images; returns the number of images."""
+    users, items, times, lengths, parts = events
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]])
+    position = (np.arange(len(users)) - np.repeat(starts, lengths)).astype(np.int32)
+    arrays: list[Any] = [
+        pa.array(users, pa.int32()),
+        pa.array(items, pa.int32()),
+        pa.array(position, pa.int32()),
+        pa.nulls(len(users), pa.int64()) if times is None else pa.array(times, pa.int64()),
+        pa.array(parts, pa.int8()),
+    ]
+    raw = source.read()
+    with_images = raw.images is not None and raw.images.is_file()
+    write_parquet(folder / c.ITEMS_FILE, _items_table(table, kept, with_images))
+    write_parquet(folder / c.INTERACTIONS_FILE, pa.Table.from_arrays(arrays, schema=c.INTERACTIONS_SCHEMA))
+    if raw.images is None or not with_images:
+        (folder / c.IMAGES_FILE).unlink(missing_ok=True)
+        return 0
+    return _copy_images(raw.images, folder / c.IMAGES_FILE, kept)
+
+
+def _items_table(table: pl.DataFrame, kept: Ints, with_images: bool) -> pa.Table:
+    """The kept items with dense ids and all canonical columns."""
+    table = table[kept]
+    ids = pl.Series(c.ITEM_ID, np.arange(len(kept)), dtype=pl.Int32)
+    table = table.with_columns(ids)
+    if with_images and c.IMAGE in table.columns:  # references follow the new ids
+        image = pl.col(c.IMAGE)
+        inside = image.str.starts_with(f"{c.IMAGES_FILE}#")
+        moved = pl.lit(f"{c.IMAGES_FILE}#") + pl.col(c.ITEM_ID).cast(pl.String)
+        table = table.with_columns(pl.when(inside).then(moved).otherwise(image).alias(c.IMAGE))
+    arrays = []
+    for field in c.ITEMS_SCHEMA:
+        present = field.name in table.columns
+        array = table[field.name].to_arrow() if present else pa.nulls(len(kept), field.type)
+        arrays.append(array.cast(field.type))
+    categories = c.ITEMS_SCHEMA.get_field_index(c.CATEGORIES)
+    lists = pl.Series(arrays[categories]).fill_null(pl.Series([[]], dtype=pl.List(pl.String)))
+    arrays[categories] = lists.to_arrow().cast(c.ITEMS_SCHEMA.field(c.CATEGORIES).type)
+    return pa.Table.from_arrays(arrays, schema=c.ITEMS_SCHEMA)
+
+
+def _copy_images(source: Path, target: Path, kept: Ints) -> int:
+    """Write `item_id` and the bytes column (`jpeg` or `image`) of the kept items; returns their number."""
+    present = pl.read_parquet_schema(source)
+    column = next((name for name in ("jpeg", c.IMAGE) if name in present), None)
+    if column is None or c.ITEM_ID not in present:
+        raise user_error(
+            "the images file needs columns 'item_id' and 'jpeg' or 'image'",
+            place=source,
+            allowed=f"the file has {', '.join(present)}",
+            remedy="rename its columns",
+        )
+    new = pl.DataFrame({c.ITEM_ID: kept, "new": np.arange(len(kept))}).cast(pl.Int32)
+    images = pl.scan_parquet(source).select(pl.col(c.ITEM_ID).cast(pl.Int32), column)
+    images = images.join(new.lazy(), on=c.ITEM_ID, how="inner").sort("new")
+    frame = images.select(pl.col("new").alias(c.ITEM_ID), column).collect()
+    with atomic_path(target) as temporary:
+        frame.write_parquet(temporary, compression="uncompressed")  # the bytes are compressed pictures
+    return frame.height

@@ -1,0 +1,206 @@
+"""evaluate: every trained system and every baseline on the test cases, item level, with tests of significance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalex.artifacts import Stage, outputs_of, read_json, write_json
+from catalex.data.domain import Domain
+from catalex.data.histories import popularity
+from catalex.evaluation.comparison import aggregate, compare
+from catalex.evaluation.protocol import evaluate
+from catalex.evaluation.results import RANKS_FILE, Result, summary
+from catalex.pipelines.pretrain import FACTS, IDENTIFIERS, RECOMMENDER, fit_and_save, load_domains, training_stage
+from catalex.pipelines.recipe import Recipe
+from catalex.pipelines.workspace import Workspace, read_optional, resolve_device, running, workspace
+from catalex.progress import say
+from catalex.recommenders import load_recommender, make_recommender
+from catalex.reporting.ledger import ResultLine, append
+from catalex.reporting.provenance import command_line, commit_id, machine_name, now
+from catalex.tokenizers.identifiers import IdentifierTable
+from catalex.types import JSON
+
+METRICS = "metrics.json"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class System:
+    """One trained recommender to be judged on one domain.
+
+    Attributes:
+        label: Name in tables: "t5", "t5-transferred", "sasrec", ..
+        folder: The stage that trained it.
+        pretrained_on: Domains of its pre-training, joined by ``+``; empty when there was none.
+    """
+
+    label: str
+    domain: str
+    seed: int
+    folder: Path
+    name: str
+    pretrained_on: str = ""
+
+
+def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
+    """Judge all systems; returns the summary that also stands in ``evaluate/summary.json``.
+
+    Args:
+        record: Results ledger to append to, one line for each system, domain and seed; None to leave it alone.
+    """
+    place = workspace(recipe)
+    results: list[Result] = []
+    rows: list[dict[str, Any]] = []
+    for name in recipe.evaluate_domains:
+        domain = place.domain(name)
+        for system in [*_trained(recipe, place, name), *_baselines(recipe, place, name)]:
+            result, metrics, fresh = _judge(recipe, place, domain, system)
+            results.append(result)
+            rows.append({"system": system.label, "pretrained_on": system.pretrained_on, "name": system.name, **metrics})
+            if record is not None and fresh:
+                append(record, _line(recipe, place, system, metrics))
+    if not results:
+        say("evaluate: nothing to judge; add 'pretrain' or 'transfer' to the recipe")
+        return {"results": [], "means": [], "comparisons": []}
+    found = {
+        "results": rows,
+        "means": aggregate(results),
+        "comparisons": [row for name in recipe.evaluate_domains for row in _comparisons(recipe, results, name)],
+    }
+    write_json(place.root / "evaluate" / SUMMARY, found)
+    return found
+
+
+def _trained(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System]:
+    """Systems of the pretrain and transfer stages for one domain, as far as they are in the recipe."""
+    kind = str(recipe.recommender.get("name", "t5"))
+    several = len(recipe.pretrain_domains) > 1
+    targets = recipe.transfer.domains if recipe.transfer else []
+    for seed in recipe.seeds:
+        if domain in recipe.pretrain_domains:
+            together = "+".join(recipe.pretrain_domains) if several else ""
+            yield System(f"{kind}-joint" if several else kind, domain, seed, place.pretrained(seed), kind, together)
+        if recipe.transfer and domain in targets:
+            for start in recipe.transfer.starts:
+                source = "+".join(recipe.pretrain_domains) if start == "pretrained" else ""
+                label = f"{kind}-transferred" if start == "pretrained" else kind
+                yield System(label, domain, seed, place.transferred(domain, start, seed), kind, source)
+
+
+def _baselines(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System]:
+    """Fit every baseline that is not there yet. Those without randomness run once, whatever the seeds."""
+    for name in recipe.evaluate.baselines:
+        block = {"name": name, **recipe.baselines.get(name, {})}
+        seeds = recipe.seeds if name not in ("popularity", "transitions") else recipe.seeds[:1]
+        for seed in seeds:
+            folder = place.root / "baselines" / domain / name / f"seed-{seed}"
+            stage = training_stage(place, "baseline", folder, [domain], block, seed, needs_identifiers=False)
+            with running(stage, f"baseline {name} on {domain}, seed {seed}") as needed:
+                if needed:
+                    recommender = make_recommender(block, f"baselines.{name}")
+                    fit_and_save(stage, recommender, load_domains(place, [domain], None), seed, recipe.device)
+            yield System(name, domain, seed, folder, name)
+
+
+def _judge(recipe: Recipe, place: Workspace, domain: Domain, system: System) -> tuple[Result, dict[str, Any], bool]:
+    """Ranks and metrics of one system, and whether they were computed just now."""
+    identifiers = outputs_of(place.tokenized, "tokenize")[IDENTIFIERS] if system.name == "t5" else None
+    inputs = {
+        "domain": outputs_of(place.prepared(domain.name), "prepare"),
+        "recommender": outputs_of(system.folder, "pretrain"),
+        "identifiers": identifiers,
+        "ks": recipe.evaluate.ks,
+    }
+    stage = Stage(place.evaluated(domain.name, system.label, system.seed), "evaluate", inputs)
+    with running(stage, f"evaluate {system.label} on {domain.name}, seed {system.seed}") as needed:
+        if needed:
+            recommender = load_recommender(system.folder / RECOMMENDER)
+            if identifiers is not None:
+                recommender.bind(load_domains(place, [domain.name], IdentifierTable.load(place.tokenized / IDENTIFIERS))[0])
+            mover = getattr(recommender, "to", None)
+            if mover is not None:
+                mover(resolve_device(recipe.device))
+            result = evaluate(
+                recommender,
+                domain.sequences.test,
+                system=system.label,
+                domain=domain.name,
+                split_id=domain.split_id,
+                seed=system.seed,
+                ks=recipe.evaluate.ks,
+            )
+            result.write(stage.folder / RANKS_FILE)
+            write_json(stage.folder / METRICS, summary(result, popularity(domain.sequences.training, len(domain))))
+            stage.finish([RANKS_FILE, METRICS])
+    return Result.read(stage.folder / RANKS_FILE), read_json(stage.folder / METRICS), needed
+
+
+def _comparisons(recipe: Recipe, results: list[Result], domain: str) -> list[dict[str, Any]]:
+    """Every system of a domain against our own first one."""
+    own = [r for r in results if r.domain == domain]
+    if len({r.system for r in own}) < 2:
+        return []
+    return [{"domain": domain, **row} for row in compare(own, own[0].system)]
+
+
+def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, Any]) -> ResultLine:
+    """The ledger line of one judged system."""
+    facts = read_json(system.folder / FACTS)
+    seconds = read_optional(system.folder / "training_time.json") or {}
+    generative = system.name == "t5"
+    health = (read_optional(place.tokenized / "health.json") or {}).get(system.domain, {}) if generative else {}
+    options = read_json(system.folder / RECOMMENDER / "config.json").get("options", {})
+    split = place.domain(system.domain).manifest.get("split")
+    return ResultLine.model_validate(
+        {
+            "date": now(),
+            "commit": commit_id(),
+            "machine": machine_name(),
+            "command": command_line(),
+            "domain": system.domain,
+            "split": split if isinstance(split, str) else str((split or {}).get("kind", "leave-one-out")),
+            "system": system.label,
+            "tokenizer": _tokenizer_name(recipe, system.domain) if generative else None,
+            "encoder": str(recipe.encoder.get("name")) if generative else None,
+            "pretrained_on": system.pretrained_on or None,
+            "beam": options.get("beam") if generative else None,
+            "history": options.get("max_history"),
+            "seed": system.seed,
+            "users": metrics["users"],
+            **{key: metrics[key] for key in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")},
+            "valid_ndcg@10": facts.get("valid_ndcg@10"),
+            "collision_before": health.get("collision_before"),
+            "collision_after": health.get("collision_after"),
+            "parameters": facts.get("parameters"),
+            "train_seconds": seconds.get("seconds"),
+            "note": recipe.note,
+        }
+    )
+
+
+def _tokenizer_name(recipe: Recipe, domain: str) -> str:
+    """ "rqkmeans" when trained on this domain alone, else with the domains it was trained on: "rqkmeans(beauty+toys)"."""
+    name = str(recipe.tokenizer.get("name"))
+    return name if recipe.tokenizer_domains == [domain] else f"{name}({'+'.join(recipe.tokenizer_domains)})"
+
+
+def print_summary(found: JSON) -> None:
+    """Print the means over seeds as a table, and where the differences are significant."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for domain in dict.fromkeys(row["domain"] for row in found["means"]):
+        rows = [row for row in found["means"] if row["domain"] == domain]
+        metrics = [key for key in rows[0] if "@" in key]
+        table = Table("system", "seeds", *metrics, title=f"{domain}: {rows[0]['users']:,} test users, all items ranked, item level")
+        for row in rows:
+            cells = [f"{row[m]['mean']:.4f}" + (f" ±{row[m]['sd']:.4f}" if row[m]["sd"] is not None else "") for m in metrics]
+            table.add_row(row["system"], str(len(row["seeds"])), *cells)
+        console.print(table)
+        for row in found["comparisons"]:
+            if row["domain"] == domain and row["metric"] == "ndcg@10":
+                console.print(f"  {row['system']} against {row['reference']}: {row['verdict']} (NDCG@10 {row['difference']:+.4f}, p = {row['p_holm']:.3g} after Holm)")

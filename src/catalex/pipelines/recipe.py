@@ -1,0 +1,217 @@
+"""A recipe: one YAML file that says what to run. Read, override, check, dump; owns no hyper-parameter.
+
+Blocks that belong to a component stay mappings here and are parsed by the component's own `Options` when its stage
+needs them, so that a machine that only trains never imports the data sources.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from catalex import sample
+from catalex.errors import nearest, user_error
+from catalex.options import Options
+from catalex.types import JSON
+
+VARIABLE = re.compile(r"\$\{(\w+)\}")
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+
+
+class PretrainBlock(Options):
+    """Which domains the recommender is trained on first. One domain is a pre-training too: it is then simply trained."""
+
+    domains: list[str]
+    """Domains of the mixture."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of `recommender.training` for this stage."""
+
+
+class TransferBlock(Options):
+    """Fine-tuning to target domains, one at a time."""
+
+    domains: list[str]
+    """Target domains."""
+    starts: list[Literal["pretrained", "scratch"]] = ["pretrained"]
+    """Begin from the pre-trained weights, from random ones, or run both for comparison."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of `recommender.training` for this stage."""
+
+
+class EvaluateBlock(Options):
+    """What is evaluated on the test cases."""
+
+    domains: list[str] | None = None
+    """Domains to evaluate; default: the transfer targets, or without transfer the pre-training domains."""
+    ks: list[int] = [5, 10]
+    """Cut-offs K of Recall, NDCG and MRR."""
+    baselines: list[str] = ["popularity", "transitions"]
+    """Other recommenders for the same table, from the table of recommenders."""
+    examples: int = 6
+    """Test users whose recommendations the report shows by title."""
+
+
+class TokenizeBlock(Options):
+    """Which domains the tokenizer learns from, and how equal identifiers are told apart."""
+
+    domains: list[str] | None = None
+    """Domains the tokenizer is trained on, jointly; default: the pre-training domains. It is then frozen and applied to all."""
+    conflicts: Literal["reassign", "digit"] = "reassign"
+    """`reassign` moves all but one item of a group to the nearest free last code (UTGRec); `digit` appends TIGER's extra digit."""
+
+
+class Recipe(Options):
+    """Everything `catalex run` needs."""
+
+    name: str
+    """Name of the run."""
+    workspace: str | None = None
+    """Folder of the stages; default ``runs/<name>``."""
+    cache: str = "runs/cache"
+    """Folder of content vectors by content hash, shared by all runs."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto": cuda when there is one."""
+    seeds: list[int] = [0]
+    """Each seed trains and evaluates its own recommenders; the tokenizer uses the first."""
+    domains: dict[str, dict[str, Any]]
+    """Domains by name, each a block of `data.prepare.PrepareOptions`."""
+    text: dict[str, Any] = Field(default_factory=dict)
+    """How an item becomes text: `features.text.TextOptions`."""
+    encoder: dict[str, Any] = Field(default_factory=lambda: {"name": "minilm"})
+    """Content encoder: its name and options."""
+    tokenizer: dict[str, Any] = Field(default_factory=lambda: {"name": "rqkmeans"})
+    """Tokenizer: its name and options."""
+    tokenize: TokenizeBlock = Field(default_factory=TokenizeBlock)
+    recommender: dict[str, Any] = Field(default_factory=lambda: {"name": "t5"})
+    """Generative recommender: its name and options."""
+    pretrain: PretrainBlock | None = None
+    transfer: TransferBlock | None = None
+    evaluate: EvaluateBlock = Field(default_factory=EvaluateBlock)
+    baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Options of baselines by name."""
+    note: str = ""
+    """Free text for the results ledger."""
+
+    @property
+    def folder(self) -> Path:
+        """The workspace."""
+        return Path(self.workspace or f"runs/{self.name}")
+
+    @property
+    def tokenizer_domains(self) -> list[str]:
+        """Domains that the tokenizer learns from."""
+        return self.tokenize.domains or self.pretrain_domains or list(self.domains)
+
+    @property
+    def pretrain_domains(self) -> list[str]:
+        """Domains of the first training."""
+        return self.pretrain.domains if self.pretrain else []
+
+    @property
+    def evaluate_domains(self) -> list[str]:
+        """Domains whose test cases are used."""
+        if self.evaluate.domains is not None:
+            return self.evaluate.domains
+        return self.transfer.domains if self.transfer else self.pretrain_domains
+
+    def component(self, block: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+        """A recommender block with a stage's training overrides laid over it."""
+        merged = dict(block)
+        if training:
+            merged["training"] = {**merged.get("training", {}), **training}
+        return merged
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply ``key.sub=value`` overrides (values are YAML) and check its names.
+
+    Raises:
+        CatalexError: When the file is missing or not YAML, a key is unknown, or a block names an unknown domain.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
+        raise user_error("the recipe does not exist", place=path, remedy=f"did you mean {near!r}?" if near else "check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise user_error(f"the recipe is not valid YAML: {reason}", place=path, remedy="mend the line named above") from None
+    except IsADirectoryError:
+        raise user_error("this is a folder, not a recipe", place=path, remedy="name a YAML file") from None
+    if not isinstance(values, dict):
+        raise user_error("a recipe is a mapping of keys to values", place=path, value=values, remedy="see recipes/demo.yaml for an example")
+    for override in overrides:
+        _apply(values, override)
+    recipe = Recipe.parse(_expand(values, str(path)), str(path))
+    _check(recipe, path)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> JSON:
+    """The recipe as plain values, defaults included."""
+    return recipe.model_dump(mode="json")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise user_error("an override has the form key.sub=value", place="--set", value=override, remedy="for example --set recommender.training.epochs=5")
+    parts = key.split(".")
+    block = values
+    for part in parts[:-1]:
+        inner = block.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise user_error(f"{part!r} is not a block", place="--set", value=override, remedy="check the key against the recipe")
+        block = inner
+    block[parts[-1]] = yaml.safe_load(text)
+
+
+def _expand(value: Any, place: str) -> Any:
+    """Replace ``${NAME}`` in strings by environment variables; CATALEX_SAMPLE is the packaged sample."""
+    if isinstance(value, dict):
+        return {key: _expand(inner, f"{place}: {key}") for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, place) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] == "CATALEX_SAMPLE":
+            return str(sample.path())
+        if match[1] not in os.environ:
+            raise user_error(f"the environment variable {match[1]} is not set", place=place, value=value, remedy=f"set it, for example: {match[1]}=/path/to/it catalex run ..")
+        return os.environ[match[1]]
+
+    return VARIABLE.sub(replace, value)
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    """Names that must exist, before anything long begins."""
+    if not NAME.fullmatch(recipe.name):
+        raise user_error("a run's name uses lower-case letters, digits, '-', '_' and '.'", place=f"{path}: name", value=recipe.name)
+    if not recipe.domains:
+        raise user_error("a recipe needs at least one domain", place=f"{path}: domains", remedy="add one")
+    for name in recipe.domains:
+        if not NAME.fullmatch(name):
+            raise user_error("a domain's name uses lower-case letters, digits, '-', '_' and '.'", place=f"{path}: domains", value=name)
+    if not recipe.seeds or len(set(recipe.seeds)) != len(recipe.seeds):
+        raise user_error("seeds are distinct integers, at least one", place=f"{path}: seeds", value=recipe.seeds)
+    lists = {
+        "tokenize.domains": recipe.tokenize.domains,
+        "pretrain.domains": recipe.pretrain_domains,
+        "transfer.domains": recipe.transfer.domains if recipe.transfer else None,
+        "evaluate.domains": recipe.evaluate.domains,
+    }
+    for key, names in lists.items():
+        for name in names or []:
+            if name not in recipe.domains:
+                close = nearest(name, recipe.domains)
+                raise user_error(f"unknown domain {name!r}", place=f"{path}: {key}", allowed=list(recipe.domains), remedy=f"did you mean {close!r}?" if close else "declare it under 'domains'")
+    if recipe.transfer and "pretrained" in recipe.transfer.starts and not recipe.pretrain_domains:
+        raise user_error("transfer starts from a pre-trained recommender, but the recipe has no 'pretrain' block", place=f"{path}: transfer", remedy="add 'pretrain' or set transfer.starts: [scratch]")

@@ -1,0 +1,134 @@
+"""report: what has been run so far -> one HTML page, JSON and Markdown."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import catalex
+from catalex.artifacts import STAGE_FILE, read_json
+from catalex.data.domain import Domain
+from catalex.evaluation.results import RANKS_FILE, Result
+from catalex.pipelines.evaluate import SUMMARY
+from catalex.pipelines.pretrain import FACTS
+from catalex.pipelines.recipe import Recipe, dump_recipe
+from catalex.pipelines.workspace import Workspace, read_optional, seconds_of, workspace
+from catalex.recommenders.base import ABSENT
+from catalex.reporting.provenance import command_line, commit_id, machine_name, now
+from catalex.reporting.report import write_report
+from catalex.training.seeds import generator
+
+SHOWN_HISTORY = 6
+"""Latest history items shown in an example."""
+
+
+def report_stage(recipe: Recipe) -> Path:
+    """Gather the facts of all finished stages and write the report; returns its folder."""
+    place = workspace(recipe)
+    folders = sorted(p.parent for p in place.root.rglob(STAGE_FILE))
+    found: dict[str, Any] = {
+        "name": recipe.name,
+        "recipe": dump_recipe(recipe),
+        "environment": _environment(recipe, place, folders),
+        "domains": {name: _statistics(place, name) for name in recipe.domains if (place.prepared(name) / STAGE_FILE).is_file()},
+        "training": [_training(place, folder) for folder in folders if (folder / FACTS).is_file() and "curves" in read_json(folder / FACTS)],
+        "cost": [
+            {"stage": str(folder.relative_to(place.root)), "seconds": seconds}
+            for folder in folders
+            if (seconds := seconds_of(folder)) is not None
+        ],
+    }
+    health = read_optional(place.tokenized / "health.json")
+    if health is not None:
+        curves = read_optional(place.tokenized / "curves.json") or {}
+        options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
+        found["tokenizer"] = {"name": recipe.tokenizer.get("name"), "options": options, "curves": curves, "health": health}
+    judged = read_optional(place.root / "evaluate" / SUMMARY)
+    if judged:
+        found["results"] = [_result(recipe, row) for row in judged["results"]]
+        found["comparisons"] = judged["comparisons"]
+        found["ours"] = sorted({row["system"] for row in judged["results"] if row["name"] == recipe.recommender.get("name", "t5")})
+        found["examples"] = [e for name in recipe.evaluate_domains for e in _examples(recipe, place, name, found["ours"])]
+    write_report(found, place.reported)
+    return place.reported
+
+
+def _environment(recipe: Recipe, place: Workspace, folders: list[Path]) -> dict[str, Any]:
+    return {
+        "machine": machine_name(),
+        "commit": commit_id(),
+        "command": command_line(),
+        "date": now(),
+        "seeds": recipe.seeds,
+        "versions": {
+            "catalex": catalex.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy")},
+        },
+        "hashes": {str(folder.relative_to(place.root)): read_json(folder / STAGE_FILE)["fingerprint"][:16] for folder in folders},
+    }
+
+
+def _statistics(place: Workspace, name: str) -> dict[str, Any]:
+    # imported here: machines that only train have no polars
+    from catalex.data.statistics import statistics
+
+    return statistics(place.domain(name))
+
+
+def _training(place: Workspace, folder: Path) -> dict[str, Any]:
+    facts = read_json(folder / FACTS)
+    parts = folder.relative_to(place.root).parts
+    seconds = (read_optional(folder / "training_time.json") or {}).get("seconds")
+    return {
+        "name": " ".join(parts[:-1]),
+        "seed": int(parts[-1].removeprefix("seed-")),
+        "curves": facts["curves"],
+        "parameters": facts.get("parameters"),
+        "best_epoch": facts.get("best_epoch"),
+        "seconds": seconds,
+    }
+
+
+def _result(recipe: Recipe, row: dict[str, Any]) -> dict[str, Any]:
+    own = row["name"] == recipe.recommender.get("name", "t5")
+    return {
+        "domain": row["domain"],
+        "system": row["system"],
+        "seed": row["seed"],
+        "users": row["users"],
+        "tokenizer": recipe.tokenizer.get("name") if own else None,
+        "metrics": {key: value for key, value in row.items() if "@" in key},
+        "strata": row["strata"],
+        "beyond": row["beyond"],
+    }
+
+
+def _examples(recipe: Recipe, place: Workspace, name: str, ours: list[str]) -> list[dict[str, Any]]:
+    """Some test users, drawn at random, with the recommendations of our last system (the transferred one if any)."""
+    if not recipe.evaluate.examples:
+        return []
+    folders = [place.evaluated(name, system, recipe.seeds[0]) for system in ours]
+    present = [folder for folder in folders if (folder / RANKS_FILE).is_file()]
+    if not present:
+        return []
+    result = Result.read(present[-1] / RANKS_FILE)
+    domain: Domain = place.domain(name)
+    cases, titles = domain.sequences.test, domain.titles
+    count = min(recipe.evaluate.examples, len(result))
+    rows = np.sort(generator(recipe.seeds[0], "examples").choice(len(result), count, replace=False))
+    return [
+        {
+            "domain": name,
+            "system": result.system,
+            "history": [titles[i] for i in cases.histories[int(row)][-SHOWN_HISTORY:]],
+            "target": titles[result.targets[row]],
+            "recommended": [titles[i] for i in result.top[row] if i != ABSENT],
+            "rank": int(result.ranks[row]),
+        }
+        for row in rows
+    ]

@@ -1,0 +1,110 @@
+"""Where the stages of a run live, and how a later stage finds what an earlier one made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from catalex.artifacts import Stage, outputs_of, read_json, write_json
+from catalex.data.domain import Domain
+from catalex.errors import user_error
+from catalex.pipelines.recipe import Recipe
+from catalex.progress import say
+from catalex.types import JSON
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders of one run."""
+
+    root: Path
+
+    def prepared(self, domain: str) -> Path:
+        """Canonical domain folder."""
+        return self.root / "prepare" / domain
+
+    def embedded(self, domain: str) -> Path:
+        """Content vectors of a domain."""
+        return self.root / "embed" / domain
+
+    @property
+    def tokenized(self) -> Path:
+        """Tokenizer, identifiers of every domain, health."""
+        return self.root / "tokenize"
+
+    def pretrained(self, seed: int) -> Path:
+        """Recommender trained on the pre-training domains."""
+        return self.root / "pretrain" / f"seed-{seed}"
+
+    def transferred(self, domain: str, start: str, seed: int) -> Path:
+        """Recommender fine-tuned to a domain."""
+        return self.root / "transfer" / domain / start / f"seed-{seed}"
+
+    def evaluated(self, domain: str, system: str, seed: int) -> Path:
+        """Ranks and metrics of one system on one domain."""
+        return self.root / "evaluate" / domain / system / f"seed-{seed}"
+
+    @property
+    def reported(self) -> Path:
+        """The report."""
+        return self.root / "report"
+
+    def domain(self, name: str) -> Domain:
+        """Load a prepared domain.
+
+        Raises:
+            CatalexError: When it has not been prepared.
+        """
+        outputs_of(self.prepared(name), "prepare")
+        return Domain.load(self.prepared(name))
+
+
+def workspace(recipe: Recipe) -> Workspace:
+    """The workspace of a recipe."""
+    return Workspace(recipe.folder)
+
+
+def resolve_device(name: str) -> str:
+    """ "cpu" or "cuda".
+
+    Raises:
+        CatalexError: When the device does not exist here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise user_error("unknown device", place="device", value=name, allowed="auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise user_error("there is no CUDA device here", place="device", value=name, remedy="set device: cpu")
+    return name
+
+
+@contextmanager
+def running(stage: Stage, title: str) -> Iterator[bool]:
+    """Whether the stage has to run; says so, and records its seconds (not part of its outputs' hashes)."""
+    if stage.done:
+        say(f"{title}: unchanged, skipped")
+        yield False
+        return
+    say(f"{title}: running")
+    began = time.monotonic()
+    yield True
+    timing = stage.folder / "timing.json"
+    earlier = read_json(timing).get("seconds_by_run", []) if timing.is_file() else []
+    write_json(timing, {"seconds_by_run": [*earlier, round(time.monotonic() - began, 3)]})
+
+
+def seconds_of(folder: Path) -> float | None:
+    """Wall seconds of the latest run of a finished stage."""
+    path = folder / "timing.json"
+    return float(read_json(path)["seconds_by_run"][-1]) if path.is_file() else None
+
+
+def read_optional(path: Path) -> JSON:
+    """JSON of a file, or None when it is not there."""
+    return read_json(path) if path.is_file() else None

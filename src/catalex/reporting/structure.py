@@ -1,0 +1,176 @@
+"""What a report is made from: one mapping, filled by the pipelines, written as ``report.json``.
+
+Every key may be missing; its section then says that the stage was not run. Values are plain JSON. Further
+scalar keys in `DomainFacts`, `Health`, `Cost` and `Training` are shown too, under their own names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class DomainFacts(TypedDict, total=False):
+    """Statistics of one prepared domain; numbers in nested mappings are shown under ``outer.inner``."""
+
+    items: int
+    users: int
+    interactions: int
+    density: float
+    """interactions / (users x items)."""
+    mean_history: float
+    """Mean interactions a user."""
+    with_text: float
+    """Share of items that have any text."""
+    with_image: float
+    """Share of items that have an image."""
+    split: Any
+    """Kind of split and its counts."""
+
+
+class Collision(TypedDict, total=False):
+    """Collisions among the prefixes of one length (`catalex.quantize.usage.Collisions`, plus the depth)."""
+
+    depth: int
+    """Codes of the prefix, 1 to L; L is the whole identifier."""
+    distinct: int
+    rate: float
+    """(n - u) / n."""
+    colliding: float
+    """Share of items that share the prefix with another."""
+    largest: int
+
+
+class Level(TypedDict, total=False):
+    """Use of the codes of one level by one domain (`catalex.quantize.usage.Usage` and its source)."""
+
+    size: int
+    """K."""
+    utilisation: float
+    perplexity: float
+    dead: int
+    max_share: float
+    conditional_entropy: float
+    """Entropy in nats of the code given the codes before it; 0: the level adds nothing."""
+    usage: list[float]
+    """``(K,)`` share of the items on each code, in any order."""
+
+
+class Bucket(TypedDict):
+    """Items that share their first codes."""
+
+    codes: list[int]
+    titles: list[str]
+
+
+class Health(TypedDict, total=False):
+    """How well a tokenizer serves one domain."""
+
+    collisions_before: list[Collision]
+    """By depth, as the tokenizer gave them."""
+    collisions_after: list[Collision]
+    """By depth, after conflict handling."""
+    levels: list[Level]
+    neighbour_preservation: float
+    """Share of the nearest neighbours among vectors that remain nearest among reconstructions."""
+    transition_likelihood: float
+    """Mean log likelihood (nats) of validation transitions under the interpolated prefix model."""
+    moved: float
+    """Share of items whose codes conflict handling changed."""
+    buckets: list[Bucket]
+
+
+class TokenizerFacts(TypedDict, total=False):
+    """The trained tokenizer."""
+
+    name: str
+    options: dict[str, Any]
+    curves: dict[str, list[float]]
+    """What `Tokenizer.fit` returned; entries that are not lists of numbers are not drawn."""
+    health: dict[str, Health]
+    """By domain."""
+
+
+class Training(TypedDict, total=False):
+    """One training run of one model."""
+
+    name: str
+    """System, with what sets the run apart ("tiger, toys")."""
+    seed: int
+    curves: dict[str, list[float]]
+    """``epoch``, ``loss``, ``valid_ndcg@10``: equally long."""
+    parameters: int
+    seconds: float
+    best_epoch: int
+
+
+class SystemResult(TypedDict, total=False):
+    """Test metrics of one system, one seed, on one domain."""
+
+    domain: str
+    system: str
+    seed: int
+    users: int
+    tokenizer: str | None
+    """Given for systems that predict identifiers; those are ours unless `Report.ours` says otherwise."""
+    metrics: dict[str, float]
+    """``recall@5`` and so on."""
+    strata: list[dict[str, Any]]
+    """Rows of `catalex.evaluation.strata.stratified`: ``popularity``, ``users``, ``partition``, metrics."""
+    beyond: dict[str, float]
+    """Of `catalex.evaluation.beyond.beyond_accuracy`: ``coverage``, ``gini``, ``popularity_bias``, .."""
+
+
+class Comparison(TypedDict, total=False):
+    """A row of `catalex.evaluation.comparison.compare`, with its domain."""
+
+    domain: str
+    metric: str
+    system: str
+    reference: str
+    difference: float
+    """Mean of `system` minus mean of `reference`."""
+    gain: float | None
+    p: float
+    p_holm: float
+    low: float
+    high: float
+    seeds_agree: bool
+    verdict: str
+    """better, worse or no difference: of `system` against `reference`, after Holm's correction."""
+
+
+class Example(TypedDict, total=False):
+    """What one user got. Titles, oldest first in the history."""
+
+    domain: str
+    system: str
+    history: list[str]
+    target: str
+    recommended: list[str]
+    rank: int
+    """Place of the target from 1, 0 for a miss; without it the titles are compared."""
+
+
+class Cost(TypedDict, total=False):
+    """Wall time of a stage."""
+
+    stage: str
+    seconds: float
+
+
+class Report(TypedDict, total=False):
+    """The whole report."""
+
+    name: str
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    """``machine``, ``commit``, ``command``, ``date``, ``versions``, ``seeds``, ``hashes``: any, and more."""
+    domains: dict[str, DomainFacts]
+    tokenizer: TokenizerFacts
+    training: list[Training]
+    results: list[SystemResult]
+    ours: list[str]
+    """Systems this run is about; the others are baselines."""
+    comparisons: list[Comparison]
+    examples: list[Example]
+    cost: list[Cost]

@@ -1,0 +1,249 @@
+"""Conflict handling: from codes, which several items may share, to identifiers, which are unique.
+
+Reassignment is UTGRec's rule (2504.04405, section on conflict handling) in a deterministic form: of the items
+that share an identifier the one closest to it keeps it, every other takes the nearest free identifier under
+the same prefix; where a prefix is full, the code before the last is changed in the same way, and so on
+upwards. Distances come from `Tokenizer.distances` alone, so every tokenizer is served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from catalex.errors import lookup, user_error
+from catalex.tokenizers.base import CodeSpace, Tokenizer
+from catalex.types import Bools, Codes, Floats, Ints
+
+Method = Literal["reassign", "digit", "none"]
+METHODS: dict[str, str] = {
+    "reassign": "move conflicting items to the nearest free identifier (UTGRec)",
+    "digit": "append a number that tells conflicting items apart (TIGER)",
+    "none": "leave conflicts; identifiers are not unique",
+}
+DIGITS = 256
+"""Size of the extra level of method "digit" (TIGER)."""
+CHUNK = 8192
+"""Items whose distances are held at once."""
+
+
+def resolve(
+    tokenizer: Tokenizer,
+    vectors: Floats,
+    codes: Codes,
+    *,
+    method: Method = "reassign",
+    reserved: Codes | None = None,
+) -> Codes:
+    """Identifiers ``(N, L)``, with "digit" ``(N, L + 1)``, from the codes ``(N, L)`` of vectors ``(N, D)``.
+
+    Items without conflict are unchanged. The result does not depend on the order of the items except among
+    items at exactly equal distance, where the lower index goes first.
+
+    Args:
+        tokenizer: Gives the distances.
+        vectors: Content vectors of the items of one domain.
+        codes: Their codes, as `Tokenizer.encode` gave them.
+        method: One of `METHODS`.
+        reserved: ``(R, L)``, with "digit" ``(R, L + 1)``: identifiers that items of the domain own already.
+            They are never given away, and no item that owns one moves.
+
+    Raises:
+        CatalexError: More items than identifiers; or, with "digit", a group larger than `DIGITS`.
+    """
+    lookup(METHODS, method, "conflict method")
+    codes = np.array(codes, dtype=np.int32)
+    space = space_after(tokenizer.space, method)
+    owned = np.zeros((0, space.levels), np.int32) if reserved is None else np.array(reserved, dtype=np.int32)
+    if method == "none":
+        return codes
+    if method == "digit":
+        return _append_digit(codes, owned)
+    if len(codes) + len(owned) > math.prod(space.sizes):
+        raise user_error(
+            "there are more items than identifiers",
+            place="conflict handling",
+            value=len(codes) + len(owned),
+            allowed=f"at most {math.prod(space.sizes)}",
+            remedy="use more levels or a larger codebook_size",
+        )
+    return _reassign(tokenizer, vectors, codes, owned, space.sizes)
+
+
+def space_after(space: CodeSpace, method: Method) -> CodeSpace:
+    """The levels of the identifiers that a method makes of codes in `space`."""
+    if method != "digit":
+        return space
+    return CodeSpace((*space.sizes, DIGITS), (*space.groups, max(space.groups) + 1))
+
+
+# --- digit -------------------------------------------------------------------------------------------------------
+
+
+def _append_digit(codes: Codes, reserved: Codes) -> Codes:
+    """Number the items of each group by index, after the largest digit that `reserved` has for the group."""
+    both = np.concatenate([reserved[:, : codes.shape[1]], codes])
+    group = np.unique(both, axis=0, return_inverse=True)[1].ravel() if len(both) else np.zeros(0, np.int64)
+    first = np.zeros(int(group.max()) + 1 if len(group) else 0, np.int64)
+    old, new = group[: len(reserved)], group[len(reserved) :]
+    np.maximum.at(first, old, reserved[:, -1].astype(np.int64) + 1)
+    order = np.argsort(new, kind="stable")
+    starts = np.flatnonzero(np.diff(new[order], prepend=-1))
+    within = np.arange(len(new)) - np.repeat(starts, np.diff(starts, append=len(new)))
+    digits = np.empty(len(new), np.int64)
+    digits[order] = within
+    digits += first[new]
+    if len(digits) and digits.max() >= DIGITS:
+        worst = int(digits.argmax())
+        raise user_error(
+            f"more than {DIGITS} items share the codes {tuple(codes[worst].tolist())}",
+            place="conflict handling with method 'digit'",
+            value=int((group == new[worst]).sum()),
+            allowed=f"at most {DIGITS} items a group",
+            remedy="use method 'reassign', more levels or a larger codebook_size",
+        )
+    return np.concatenate([codes, digits[:, None].astype(np.int32)], axis=1)
+
+
+# --- reassignment ------------------------------------------------------------------------------------------------
+
+
+def _reassign(
+    tokenizer: Tokenizer, vectors: Floats, codes: Codes, reserved: Codes, sizes: Sequence[int]
+) -> Codes:
+    """Unique identifiers ``(N, L)``; see `resolve`."""
+    movers, priority = _movers(tokenizer, vectors, codes, reserved, sizes)
+    identifiers = codes.copy()
+    stays = np.ones(len(codes), bool)
+    stays[movers] = False
+    owners = _Owners(sizes, np.concatenate([reserved, codes[stays]]))
+    left = movers
+    for depth in range(len(sizes) - 1, -1, -1):
+        if not len(left):
+            break
+        order = _sorted_by(codes[left, :depth], priority[left], left)
+        placed, left = owners.split(left[order], codes[left[order], :depth])
+        _descend(tokenizer, vectors, identifiers, placed, priority, depth, owners)
+    return identifiers
+
+
+def _movers(
+    tokenizer: Tokenizer, vectors: Floats, codes: Codes, reserved: Codes, sizes: Sequence[int]
+) -> tuple[Ints, Floats]:
+    """Items that cannot keep their codes, and ``(N,)`` the distance of every conflicting item to its
+    codes."""
+    keys = _keys(codes, sizes)
+    taken = np.isin(keys, _keys(reserved, sizes))
+    group, counts = np.unique(keys, return_inverse=True, return_counts=True)[1:]
+    conflicting = np.flatnonzero((counts[group] > 1) | taken)
+    priority = np.zeros(len(codes), np.float32)
+    for start in range(0, len(conflicting), CHUNK):
+        rows = conflicting[start : start + CHUNK]
+        distances = tokenizer.distances(vectors[rows], codes[rows, :-1])
+        priority[rows] = distances[np.arange(len(rows)), codes[rows, -1]]
+    order = conflicting[np.lexsort((conflicting, priority[conflicting], keys[conflicting]))]
+    first = np.diff(keys[order], prepend=-1) != 0
+    return order[~first | taken[order]], priority
+
+
+def _descend(
+    tokenizer: Tokenizer,
+    vectors: Floats,
+    identifiers: Codes,
+    items: Ints,
+    priority: Floats,
+    depth: int,
+    owners: _Owners,
+) -> None:
+    """Give `items` the nearest codes from level `depth` on that still lead to a free identifier.
+
+    Level by level, all items at once: those with equal prefixes choose in turn, the one closest to its first
+    codes first, and a code is open while fewer items chose it than identifiers are free below it.
+    """
+    for level in range(depth, identifiers.shape[1]):
+        items = items[_sorted_by(identifiers[items, :level], priority[items], items)]
+        turn = _Turn(owners, level)
+        for start in range(0, len(items), CHUNK):
+            rows = items[start : start + CHUNK]
+            distances = tokenizer.distances(vectors[rows], identifiers[rows, :level])
+            prefixes = owners.keys(identifiers[rows, :level])
+            for row, prefix, distance in zip(rows.tolist(), prefixes.tolist(), distances, strict=True):
+                identifiers[row, level] = turn.choose(prefix, distance)
+    owners.add(identifiers[items])
+
+
+def _sorted_by(prefixes: Codes, priority: Floats, items: Ints) -> Ints:
+    """Order by prefix, then distance, then index."""
+    return np.lexsort((items, priority, *prefixes.T[::-1]))
+
+
+def _keys(codes: Codes, sizes: Sequence[int]) -> Ints:
+    """``(N,)`` one integer for each identifier or prefix, in lexicographic order."""
+    if math.prod(sizes) >= 2**63:
+        raise user_error(
+            "the code space is too large for conflict handling", place="conflict handling", value=tuple(sizes)
+        )
+    keys = np.zeros(len(codes), np.int64)
+    for level in range(codes.shape[1]):
+        keys = keys * sizes[level] + codes[:, level]
+    return keys
+
+
+class _Owners:
+    """Which identifiers are owned, and how many are still free below each prefix."""
+
+    def __init__(self, sizes: Sequence[int], owned: Codes) -> None:
+        self.sizes = tuple(sizes)
+        self._owned = np.unique(_keys(owned, sizes))
+
+    def keys(self, prefixes: Codes) -> Ints:
+        """``(N,)`` integers that stand for prefixes ``(N, l)``."""
+        return _keys(prefixes, self.sizes)
+
+    def below(self, level: int) -> int:
+        """Identifiers under a prefix of `level` codes, free or not."""
+        return math.prod(self.sizes[level:])
+
+    def count(self, keys: Ints, level: int) -> Ints:
+        """Owned identifiers under each of the prefixes of `level` codes."""
+        span = self.below(level)
+        ends = np.searchsorted(self._owned, (keys + 1) * span)
+        found: Ints = ends - np.searchsorted(self._owned, keys * span)
+        return found
+
+    def add(self, identifiers: Codes) -> None:
+        """Note new owners."""
+        self._owned = np.union1d(self._owned, self.keys(identifiers))
+
+    def split(self, items: Ints, prefixes: Codes) -> tuple[Ints, Ints]:
+        """The items, sorted by prefix, that find room under their prefix, and those that do not."""
+        keys = self.keys(prefixes)
+        starts = np.flatnonzero(np.diff(keys, prepend=-1))
+        rank = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
+        fits = rank < self.below(prefixes.shape[1]) - self.count(keys, prefixes.shape[1])
+        return items[fits], items[~fits]
+
+
+class _Turn:
+    """Room below the codes of one level while items with the same prefix choose one after the other."""
+
+    def __init__(self, owners: _Owners, level: int) -> None:
+        self._owners, self._level = owners, level
+        self._prefix = -1
+        self._room: Ints = np.zeros(0, np.int64)
+        self._open: Bools = np.zeros(0, bool)
+
+    def choose(self, prefix: int, distances: Floats) -> int:
+        """The nearest code ``of (K,)`` that has room below it; ties to the lowest code."""
+        if prefix != self._prefix:
+            children = prefix * self._owners.sizes[self._level] + np.arange(self._owners.sizes[self._level])
+            taken = self._owners.count(children, self._level + 1)
+            self._prefix, self._room = prefix, self._owners.below(self._level + 1) - taken
+            self._open = self._room > 0
+        code = int(np.where(self._open, distances, np.inf).argmin())
+        self._room[code] -= 1
+        self._open[code] = self._room[code] > 0
+        return code
