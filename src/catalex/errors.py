@@ -49,7 +49,7 @@ def user_error(
         text += f" ({'; '.join(details)})"
     text += "."
     if remedy:
-        text += f" {remedy[0].upper()}{remedy[1:].rstrip('.')}."
+        text += f" {remedy[0].upper()}{remedy[1:].rstrip('.')}" + ("" if remedy.endswith("?") else ".")
     return CatalexError(text)
 
 

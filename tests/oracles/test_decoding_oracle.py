@@ -102,7 +102,7 @@ def test_the_slow_search_with_a_wide_beam_is_brute_force_too() -> None:
 
 @pytest.mark.parametrize(("seed", "beam"), [(0, 4), (1, 8), (2, 20)])
 def test_equals_transformers(tmp_path: Path, seed: int, beam: int) -> None:
-    """Transformers restricts by a function of the prefix, after its log-softmax as we do; no length penalty."""
+    """Transformers restricts by a function of the prefix, after log-softmax as we do; no length penalty."""
     generator = np.random.default_rng(seed)
     rows = generator.permutation(np.unique(generator.integers(0, 6, (70, 3)) + np.array([1, 7, 13]), axis=0))
     model = tiny(seed, layers=2, vocabulary=20)

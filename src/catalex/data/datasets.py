@@ -1,7 +1,7 @@
-"""The public datasets catalex knows: where their publishers put them, on what terms, and how a recipe reads them.
+"""The public datasets catalex knows: where their publishers put them, on what terms, how a recipe reads them.
 
-The addresses are the ones the publishers give. They are data, written in one table; nothing is fetched from anywhere
-else, and no dataset is redistributed by catalex.
+The addresses are the ones the publishers give. They are data, written in one table; nothing is fetched from
+anywhere else, and no dataset is redistributed by catalex.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RemoteFile:
     url: str
     name: str
     sha256: str | None = None
-    size_limit: int = GIGABYTE
+    size_limit: int = 60 * GIGABYTE
 
     @property
     def is_archive(self) -> bool:
@@ -84,44 +84,57 @@ class Dataset:
     notes: str = ""
 
 
-# --- categories --------------------------------------------------------------------------------------------------
+# --- categories ---------------------------------------------------------------------------------------------
 
-AMAZON_2023 = tuple(
-    """All_Beauty Amazon_Fashion Appliances Arts_Crafts_and_Sewing Automotive Baby_Products Beauty_and_Personal_Care
-    Books CDs_and_Vinyl Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry Digital_Music Electronics Gift_Cards
-    Grocery_and_Gourmet_Food Handmade_Products Health_and_Household Health_and_Personal_Care Home_and_Kitchen
-    Industrial_and_Scientific Kindle_Store Magazine_Subscriptions Movies_and_TV Musical_Instruments Office_Products
-    Patio_Lawn_and_Garden Pet_Supplies Software Sports_and_Outdoors Subscription_Boxes Tools_and_Home_Improvement
-    Toys_and_Games Unknown Video_Games""".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+AMAZON_2023 = _words(
+    """
+    All_Beauty Amazon_Fashion Appliances Arts_Crafts_and_Sewing Automotive Baby_Products
+    Beauty_and_Personal_Care Books CDs_and_Vinyl Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry
+    Digital_Music Electronics Gift_Cards Grocery_and_Gourmet_Food Handmade_Products Health_and_Household
+    Health_and_Personal_Care Home_and_Kitchen Industrial_and_Scientific Kindle_Store
+    Magazine_Subscriptions Movies_and_TV Musical_Instruments Office_Products Patio_Lawn_and_Garden
+    Pet_Supplies Software Sports_and_Outdoors Subscription_Boxes Tools_and_Home_Improvement
+    Toys_and_Games Unknown Video_Games
+    """
 )
 
-AMAZON_2018 = tuple(
-    """AMAZON_FASHION All_Beauty Appliances Arts_Crafts_and_Sewing Automotive Books CDs_and_Vinyl
+AMAZON_2018 = _words(
+    """
+    AMAZON_FASHION All_Beauty Appliances Arts_Crafts_and_Sewing Automotive Books CDs_and_Vinyl
     Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry Digital_Music Electronics Gift_Cards
     Grocery_and_Gourmet_Food Home_and_Kitchen Industrial_and_Scientific Kindle_Store Luxury_Beauty
-    Magazine_Subscriptions Movies_and_TV Musical_Instruments Office_Products Patio_Lawn_and_Garden Pet_Supplies
-    Prime_Pantry Software Sports_and_Outdoors Tools_and_Home_Improvement Toys_and_Games Video_Games""".split()
+    Magazine_Subscriptions Movies_and_TV Musical_Instruments Office_Products Patio_Lawn_and_Garden
+    Pet_Supplies Prime_Pantry Software Sports_and_Outdoors Tools_and_Home_Improvement Toys_and_Games
+    Video_Games
+    """
 )
 
-AMAZON_2014 = tuple(
-    """Amazon_Instant_Video Apps_for_Android Automotive Baby Beauty Books CDs_and_Vinyl Cell_Phones_and_Accessories
-    Clothing_Shoes_and_Jewelry Digital_Music Electronics Grocery_and_Gourmet_Food Health_and_Personal_Care
-    Home_and_Kitchen Kindle_Store Movies_and_TV Musical_Instruments Office_Products Patio_Lawn_and_Garden
-    Pet_Supplies Sports_and_Outdoors Tools_and_Home_Improvement Toys_and_Games Video_Games""".split()
+AMAZON_2014 = _words(
+    """
+    Amazon_Instant_Video Apps_for_Android Automotive Baby Beauty Books CDs_and_Vinyl
+    Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry Digital_Music Electronics
+    Grocery_and_Gourmet_Food Health_and_Personal_Care Home_and_Kitchen Kindle_Store Movies_and_TV
+    Musical_Instruments Office_Products Patio_Lawn_and_Garden Pet_Supplies Sports_and_Outdoors
+    Tools_and_Home_Improvement Toys_and_Games Video_Games
+    """
 )
 
-# --- the table ---------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------------------
 
-AMAZON_TERMS = "no licence is assigned by the publisher, who offers it primarily for research; reviews belong to their authors"
-MOVIELENS_TERMS = (
-    "GroupLens terms: research use with citation; no redistribution and no commercial use without permission"
-)
-HOU_2024 = "Hou, Li, He, Yan, Chen, McAuley: Bridging Language and Items for Retrieval and Recommendation. arXiv 2403.03952, 2024"
-HARPER_2015 = "Harper, Konstan: The MovieLens Datasets: History and Context. ACM TiiS 5(4), article 19, 2015, doi 10.1145/2827872"
+AMAZON_TERMS = "the publisher assigns no licence and offers it primarily for research"
+MOVIELENS_TERMS = "research use with citation; no redistribution or commercial use without permission"
+CC_BY = "Creative Commons Attribution 4.0 (CC BY 4.0)"
+HOU_2024 = "Hou et al.: Bridging Language and Items for Retrieval and Recommendation. arXiv 2403.03952, 2024"
+NI_2019 = "Ni, Li, McAuley: Justifying Recommendations using Distantly-Labeled Reviews. EMNLP 2019"
+MCAULEY_2015 = "McAuley et al.: Image-based Recommendations on Styles and Substitutes. SIGIR 2015"
+HARPER_2015 = "Harper, Konstan: The MovieLens Datasets. ACM TiiS 5(4), article 19, 2015, doi 10.1145/2827872"
 META_2023 = RemoteFile(
-    f"{MCAULEY}/amazon_2023/raw/meta_categories/meta_{{category}}.jsonl.gz",
-    "meta_{category}.jsonl.gz",
-    size_limit=60 * GIGABYTE,
+    f"{MCAULEY}/amazon_2023/raw/meta_categories/meta_{{category}}.jsonl.gz", "meta_{category}.jsonl.gz"
 )
 
 _TABLE = (
@@ -131,9 +144,7 @@ _TABLE = (
         "https://amazon-reviews-2023.github.io",
         (
             RemoteFile(
-                f"{MCAULEY}/amazon_2023/raw/review_categories/{{category}}.jsonl.gz",
-                "{category}.jsonl.gz",
-                size_limit=60 * GIGABYTE,
+                f"{MCAULEY}/amazon_2023/raw/review_categories/{{category}}.jsonl.gz", "{category}.jsonl.gz"
             ),
             META_2023,
         ),
@@ -150,9 +161,7 @@ _TABLE = (
         "https://amazon-reviews-2023.github.io/data_processing/5core.html",
         (
             RemoteFile(
-                f"{MCAULEY}/amazon_2023/benchmark/5core/rating_only/{{category}}.csv.gz",
-                "{category}.csv.gz",
-                size_limit=5 * GIGABYTE,
+                f"{MCAULEY}/amazon_2023/benchmark/5core/rating_only/{{category}}.csv.gz", "{category}.csv.gz"
             ),
             META_2023,
         ),
@@ -169,18 +178,14 @@ _TABLE = (
         "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon_v2/",
         (
             RemoteFile(
-                f"{MCAULEY}/amazon_v2/categoryFilesSmall/{{category}}_5.json.gz",
-                "{category}_5.json.gz",
-                size_limit=10 * GIGABYTE,
+                f"{MCAULEY}/amazon_v2/categoryFilesSmall/{{category}}_5.json.gz", "{category}_5.json.gz"
             ),
             RemoteFile(
-                f"{MCAULEY}/amazon_v2/metaFiles2/meta_{{category}}.json.gz",
-                "meta_{category}.json.gz",
-                size_limit=10 * GIGABYTE,
+                f"{MCAULEY}/amazon_v2/metaFiles2/meta_{{category}}.json.gz", "meta_{category}.json.gz"
             ),
         ),
         AMAZON_TERMS,
-        "Ni, Li, McAuley: Justifying Recommendations using Distantly-Labeled Reviews and Fine-Grained Aspects. EMNLP 2019",
+        NI_2019,
         "amazon2014",
         {"reviews": "{folder}/{category}_5.json.gz", "metadata": "{folder}/meta_{category}.json.gz"},
         AMAZON_2018,
@@ -190,17 +195,11 @@ _TABLE = (
         "Amazon product data 2014, 5-core",
         "https://cseweb.ucsd.edu/~jmcauley/datasets/amazon/links.html",
         (
-            RemoteFile(
-                f"{SNAP}/reviews_{{category}}_5.json.gz",
-                "reviews_{category}_5.json.gz",
-                size_limit=10 * GIGABYTE,
-            ),
-            RemoteFile(
-                f"{SNAP}/meta_{{category}}.json.gz", "meta_{category}.json.gz", size_limit=10 * GIGABYTE
-            ),
+            RemoteFile(f"{SNAP}/reviews_{{category}}_5.json.gz", "reviews_{category}_5.json.gz"),
+            RemoteFile(f"{SNAP}/meta_{{category}}.json.gz", "meta_{category}.json.gz"),
         ),
         AMAZON_TERMS,
-        "McAuley, Targett, Shi, van den Hengel: Image-based Recommendations on Styles and Substitutes. SIGIR 2015",
+        MCAULEY_2015,
         "amazon2014",
         {"reviews": "{folder}/reviews_{category}_5.json.gz", "metadata": "{folder}/meta_{category}.json.gz"},
         AMAZON_2014,
@@ -242,7 +241,7 @@ _TABLE = (
         "movielens-latest-small",
         "MovieLens latest, small",
         "https://grouplens.org/datasets/movielens/latest/",
-        (RemoteFile(f"{GROUPLENS}/ml-latest-small.zip", "ml-latest-small.zip"),),
+        (RemoteFile(f"{GROUPLENS}/ml-latest-small.zip", "ml-latest-small.zip", None, GIGABYTE),),
         MOVIELENS_TERMS,
         HARPER_2015,
         "movielens",
@@ -253,8 +252,8 @@ _TABLE = (
         "online-retail",
         "UCI Online Retail (2010-2011)",
         "https://archive.ics.uci.edu/dataset/352/online+retail",
-        (RemoteFile(f"{UCI}/352/data.csv", "online_retail.csv"),),
-        "Creative Commons Attribution 4.0 (CC BY 4.0)",
+        (RemoteFile(f"{UCI}/352/data.csv", "online_retail.csv", None, GIGABYTE),),
+        CC_BY,
         "Chen: Online Retail. UCI Machine Learning Repository, 2015, doi 10.24432/C5BW33",
         "tables",
         {
@@ -270,8 +269,8 @@ _TABLE = (
         "online-retail-2",
         "UCI Online Retail II (2009-2011)",
         "https://archive.ics.uci.edu/dataset/502/online+retail+ii",
-        (RemoteFile(f"{UCI}/502/online+retail+ii.zip", "online_retail_2.zip"),),
-        "Creative Commons Attribution 4.0 (CC BY 4.0)",
+        (RemoteFile(f"{UCI}/502/online+retail+ii.zip", "online_retail_2.zip", None, GIGABYTE),),
+        CC_BY,
         "Chen: Online Retail II. UCI Machine Learning Repository, 2012, doi 10.24432/C5CG6D",
         "tables",
         {
@@ -281,8 +280,8 @@ _TABLE = (
             "time_format": "iso",
             "keep": {"Customer ID": "present", "Quantity": ">0"},
         },
-        notes="The archive holds a workbook, online_retail_II.xlsx, with a sheet a year. Save both sheets, one below "
-        "the other, as online_retail_2.csv with times like 2010-12-01 08:26:00; docs/downloads.md shows a way.",
+        notes="The archive holds a workbook with a sheet a year; save both, one below the other, as "
+        "online_retail_2.csv with times like 2010-12-01 08:26:00 (docs/downloads.md shows a way).",
     ),
 )
 
@@ -290,7 +289,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType({dataset.name: dataset for da
 """Every dataset by its name. A new one is one entry of the table above."""
 
 
-# --- asking ------------------------------------------------------------------------------------------------------
+# --- asking -------------------------------------------------------------------------------------------------
 
 
 def list_datasets() -> list[Dataset]:
@@ -308,7 +307,7 @@ def find(name: str) -> Dataset:
 
 
 def describe(name: str) -> str:
-    """What a person wants to know before the download: files, terms, citation, and the recipe that reads them."""
+    """What a person wants to know before the download: files, terms, citation, and the recipe."""
     dataset = find(name)
     lines = [f"{dataset.name}: {dataset.title}", f"page:     {dataset.homepage}"]
     lines += [f"file:     {file.url}" for file in dataset.files]
@@ -325,8 +324,9 @@ def describe(name: str) -> str:
 def recipe_snippet(dataset: Dataset, folder: Path, category: str | None = None) -> str:
     """The `domains` block of a recipe (YAML) that reads the dataset from `folder`."""
     name = (category or dataset.name).lower().replace("-", "_")
-    source = {"name": dataset.source, **_filled(dict(dataset.options), folder=str(folder), category=category)}
-    text: str = yaml.safe_dump({"domains": {name: {"source": source}}}, sort_keys=False, width=200)
+    options = _filled(dataset.options, folder=str(folder), category=category)
+    block = {"source": dataset.source, "options": options}
+    text: str = yaml.safe_dump({"domains": {name: block}}, sort_keys=False, width=200)
     return text
 
 
@@ -340,7 +340,7 @@ def _filled(value: Any, **words: str | None) -> Any:
     return value
 
 
-# --- fetching ----------------------------------------------------------------------------------------------------
+# --- fetching -----------------------------------------------------------------------------------------------
 
 
 def download_dataset(name: str, folder: Path, *, category: str | None = None) -> list[Path]:
@@ -393,8 +393,8 @@ def extract_zip(archive: Path, folder: Path, *, size_limit: int = UNPACKED_LIMIT
     """Unpack a zip archive into `folder`, trusting nothing it says. Files that are there already are kept.
 
     Raises:
-        CatalexError: When the archive is damaged, needs a password, holds a path that leads out of `folder` or a
-            link, or unpacks to more than `size_limit` bytes (counted while unpacking, whatever the archive claims).
+        CatalexError: When the archive is damaged, needs a password, holds a path that leads out of `folder`
+            or a link, or unpacks to more than `size_limit` bytes (counted, whatever the archive claims).
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -415,12 +415,8 @@ def extract_zip(archive: Path, folder: Path, *, size_limit: int = UNPACKED_LIMIT
 def _safe_target(info: zipfile.ZipInfo, archive: Path, folder: Path) -> Path:
     """Where a member goes; refused when that is not strictly inside `folder`, or not a plain file."""
     path = PurePosixPath(info.filename)
-    outside = (
-        path.is_absolute()
-        or ".." in path.parts
-        or PureWindowsPath(info.filename).drive
-        or "\\" in info.filename
-    )
+    windows = bool(PureWindowsPath(info.filename).drive) or "\\" in info.filename
+    outside = path.is_absolute() or ".." in path.parts or windows
     if outside or not path.parts:
         raise user_error(
             "the archive holds a path that leads out of the folder", place=archive, value=info.filename

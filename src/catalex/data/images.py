@@ -49,15 +49,14 @@ MAX_BYTES = 32 * 1024 * 1024
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """What shops publish. Pillow knows dozens more; each is attack surface (EPS even starts Ghostscript)."""
 
-IMAGES_SCHEMA = pa.schema(
-    [
-        pa.field(ITEM_ID, pa.int32()),
-        pa.field("jpeg", pa.binary()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("source", pa.string()),
-    ]
-)
+_TYPES: dict[str, Any] = {
+    ITEM_ID: pa.int32(),
+    "jpeg": pa.binary(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "source": pa.string(),
+}
+IMAGES_SCHEMA = pa.schema(_TYPES)
 """Columns of ``images.parquet``: one row an item with an image, in order of item; `source` is its address."""
 
 FAILURES_FILE = "failures.jsonl"
@@ -261,7 +260,7 @@ def _check_items(items: Iterable[tuple[int, str]]) -> dict[int, str]:
             raise user_error("an item has two images", value=item, remedy="pass one address for each item")
         if not 0 <= item < 2**31:
             raise user_error("not an item id", value=item, allowed="0 to 2147483647")
-        wanted[int(item)] = address.strip()
+        wanted[int(item)] = (address or "").strip()
     return dict(sorted(wanted.items()))
 
 
@@ -400,6 +399,8 @@ def _fetch_one(
     stop: threading.Event,
 ) -> _Picture:
     """One address to a small JPEG."""
+    if not address:
+        raise _FailureError("no address")
     path = _local_path(address)
     if path is None:
         data = _read_web(address, host, client, options, stop)

@@ -51,7 +51,7 @@ def global_time(
     """Two moments cut the whole domain: before the first is training, between them validation, then test.
 
     The moments are quantiles of all timestamps: sorted ascending, those at positions
-    ``floor((1 - valid - test) E)`` and ``floor((1 - test) E)``. An event at a cut belongs to the later part, so
+    ``floor((1 - valid - test) E)`` and ``floor((1 - test) E)``. An event at a cut belongs to the later part:
     equal times are never torn apart.
 
     Args:

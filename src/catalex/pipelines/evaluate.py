@@ -151,7 +151,7 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
     facts = read_json(system.folder / FACTS)
     seconds = read_optional(system.folder / "training_time.json") or {}
     generative = system.name == "t5"
-    health = (read_optional(place.tokenized / "health.json") or {}).get(system.domain, {}) if generative else {}
+    health = read_json(place.tokenized / "health.json")["domains"][system.domain] if generative else None
     options = read_json(system.folder / RECOMMENDER / "config.json").get("options", {})
     split = place.domain(system.domain).manifest.get("split")
     return ResultLine.model_validate(
@@ -172,8 +172,8 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
             "users": metrics["users"],
             **{key: metrics[key] for key in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")},
             "valid_ndcg@10": facts.get("valid_ndcg@10"),
-            "collision_before": health.get("collision_before"),
-            "collision_after": health.get("collision_after"),
+            "collision_before": health["collisions_before"][-1]["rate"] if health else None,
+            "collision_after": health["collisions_after"][-1]["rate"] if health else None,
             "parameters": facts.get("parameters"),
             "train_seconds": seconds.get("seconds"),
             "note": recipe.note,

@@ -12,7 +12,7 @@ from catalex.pipelines.workspace import resolve_device, running, workspace
 from catalex.progress import say
 from catalex.tokenizers import TokenizerDomain, make_tokenizer
 from catalex.tokenizers.conflicts import resolve, space_after
-from catalex.tokenizers.health import health
+from catalex.tokenizers.health import TokenizedDomain, health
 from catalex.tokenizers.identifiers import IdentifierTable, identifier_version
 
 CURVES = "curves.json"
@@ -53,23 +53,43 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
     method = recipe.tokenize.conflicts
     version = identifier_version(folder, method)
     table = IdentifierTable(space_after(tokenizer.space, method))
-    report: dict[str, Any] = {}
+    tokenized = []
     for name, domain in domains.items():
         before = tokenizer.encode(vectors[name])
         after = resolve(tokenizer, vectors[name], before, method=method)
         table = table.add(name, after, version)
-        report[name] = health(
-            tokenizer,
-            vectors[name],
-            before,
-            after,
-            titles=domain.titles,
-            training=domain.sequences.training,
-            validation=domain.sequences.validation,
+        tokenized.append(
+            TokenizedDomain(name, vectors[name], before, after, domain.titles, domain.sequences.training, domain.sequences.validation)
         )
         say(f"tokenize {name}: {len(after):,} identifiers")
     table.save(stage.folder / IDENTIFIERS)
     write_json(stage.folder / CURVES, dict(curves))
-    write_json(stage.folder / HEALTH, report)
+    write_json(stage.folder / HEALTH, health(tokenizer, tokenized, recipe.seeds[0]))
     saved = [str(p.relative_to(stage.folder)) for p in folder.rglob("*") if p.is_file()]
     stage.finish([IDENTIFIERS, CURVES, HEALTH, *saved])
+
+
+def print_health(found: dict[str, Any]) -> None:
+    """Print the numbers by which identifiers are judged, one row a domain."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "domain", "items", "collisions before", "after", "moved", "utilisation", "perplexity", "conditional entropy", "error",
+        "neighbours kept", "transition likelihood", "(shuffled)", title="identifiers",
+    )  # fmt: skip
+    for name, row in found["domains"].items():
+        levels = row["levels"]
+        table.add_row(
+            name,
+            f"{row['items']:,}",
+            f"{row['collisions_before'][-1]['rate']:.4f}",
+            f"{row['collisions_after'][-1]['rate']:.4f}",
+            f"{row['moved']:,}",
+            *(" ".join(f"{level[key]:.{digits}f}" for level in levels) for key, digits in (("utilisation", 2), ("perplexity", 0), ("conditional_entropy", 2))),
+            f"{row['error']:.3f}",
+            f"{row['neighbours']['prefix']:.3f}",
+            f"{row['transitions']['item']:.3f}",
+            f"{row['transitions']['shuffled']:.3f}",
+        )
+    Console(width=200).print(table)

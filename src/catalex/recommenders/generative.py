@@ -110,6 +110,7 @@ class Generative(Recommender):
             )
         load_state_from_transformers(self.model, read_arrays(folder / "model" / "model.safetensors"), folder)
         self._started_from = folder
+        self.splits = dict(other["splits"])
 
     def fit(self, domains: Sequence[RecommenderDomain], *, seed: int, device: str, partial: Path | None = None) -> Mapping[str, JSON]:
         o = self.options
@@ -117,7 +118,7 @@ class Generative(Recommender):
             seed_torch(seed, "weights")
             self.model.reset()
         self.device = device
-        self.splits = {d.name: d.split_id for d in domains}
+        self.splits = {**self.splits, **{d.name: d.split_id for d in domains}}
         tokens = [self._tokens(d) for d in domains]
         table = TokenTable(tokens, self.vocabulary.eos, device)
         examples = PrefixExamples.build(
@@ -129,7 +130,7 @@ class Generative(Recommender):
             temperature=o.temperature,
         )
         if not len(examples):
-            raise user_error("no training sequence has two items", place=", ".join(self.splits), remedy="use a larger domain")
+            raise user_error("no training sequence has two items", place=", ".join(d.name for d in domains), remedy="use a larger domain")
         chosen = [_subset(d, o.validation_users, seed) for d in domains]
 
         def validate(model: torch.nn.Module) -> float:
@@ -149,7 +150,7 @@ class Generative(Recommender):
             seed=seed,
             device=device,
             partial=partial,
-            name="+".join(self.splits),
+            name="+".join(d.name for d in domains),
         )
         self.bind(domains[-1])
         return {
@@ -175,7 +176,6 @@ class Generative(Recommender):
         tokens = self._tokens(domain)
         assert domain.identifiers is not None
         self._bind(domain.identifiers, tokens)
-        self.splits.setdefault(domain.name, domain.split_id)
 
     def _bind(self, codes: Codes, tokens: Ints) -> None:
         self._codes = codes

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import ConfigDict, Field, model_validator
 
 from catalex.artifacts import explain_os_error
-from catalex.errors import user_error
+from catalex.errors import nearest, user_error
 from catalex.options import Options
 from catalex.reporting.provenance import command_line, commit_id, machine_name, now
 
@@ -50,6 +50,26 @@ class LedgerLine(Options):
     """CPU model, cores and GPU."""
     command: Name = Field(default_factory=command_line)
     """What to type to measure it again."""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], place: str) -> Self:
+        """Validate one line; unknown keys are held against the names used in files."""
+        names = cls.keys()
+        for key in values:
+            if key not in names and key not in names.values():
+                close = nearest(key, names)
+                raise user_error(
+                    f"unknown key {key!r}",
+                    place=place,
+                    allowed=list(names),
+                    remedy=f"write {close!r}" if close else "remove it",
+                )
+        return super().parse(values, place)
+
+    @classmethod
+    def keys(cls) -> dict[str, str]:
+        """Attribute of a line by its name in the file (``recall@5`` -> ``recall_at_5``)."""
+        return {info.alias or name: name for name, info in cls.model_fields.items()}
 
     @model_validator(mode="after")
     def _date_is_readable(self) -> Self:

@@ -168,9 +168,9 @@ def _cell(query: Query, lines: Sequence[LedgerLine], column: str) -> str:
 
 def _embolden(grid: list[list[str]], metrics: Sequence[bool]) -> list[list[str]]:
     """Mark the largest mean of every metric column, as shown; ties are all marked, a lone row is not."""
-    for i, is_metric in enumerate(metrics):
-        means = [float(row[i].split()[0].replace(",", "")) if row[i] != MISSING else -1.0 for row in grid]
-        if is_metric and sum(mean >= 0 for mean in means) > 1:
+    for i in (i for i, is_metric in enumerate(metrics) if is_metric):
+        means = [float(row[i].split()[0]) if row[i] != MISSING else -1.0 for row in grid]
+        if sum(mean >= 0 for mean in means) > 1:
             for row, mean in zip(grid, means, strict=True):
                 row[i] = f"**{row[i]}**" if mean == max(means) else row[i]
     return grid

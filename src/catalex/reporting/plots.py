@@ -149,7 +149,7 @@ def _figure(
     columns = min(COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
     legend_rows = math.ceil(len(legend) / 3)
-    width = 3.4 * columns if columns > 1 else 5.2
+    width = columns * {1: 5.2, 2: 4.4, 3: 3.4}[columns]
     with _style():
         figure = Figure(figsize=(width, height * rows + 0.24 * legend_rows), layout="constrained")
         FigureCanvasSVG(figure)
@@ -200,7 +200,7 @@ def _inline(svg: str) -> str:
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "inherit")
     # Without a fixed size the plot shrinks with the page; the view box keeps its proportions.
-    return re.sub(r'(<svg[^>]*?)\swidth="([\d.]+)pt"([^>]*?)', r'\1 style="max-width:\2pt"\3', svg, count=1)
+    return re.sub(r'(<svg[^>]*?)\swidth="([\d.]+)pt"([^>]*?)', r'\1 style="--natural:\2pt"\3', svg, count=1)
 
 
 def with_prefix(svg: str, prefix: str) -> str:

@@ -56,7 +56,7 @@ class Kind(Generic[Line]):
     @property
     def fields(self) -> dict[str, str]:
         """Attribute of a line by its name in the file (``recall@5`` -> ``recall_at_5``)."""
-        return {info.alias or name: name for name, info in self.line.model_fields.items()}
+        return self.line.keys()
 
 
 RESULTS: Kind[ResultLine] = Kind(
@@ -198,5 +198,5 @@ def _known(name: str, choices: Mapping[str, Any] | Sequence[str], noun: str, pla
         f"unknown {noun} {name!r} in the table query",
         place=place,
         allowed=list(choices),
-        remedy=f"did you mean {close!r}?" if close else f"use one of the listed {noun}s",
+        remedy=f"write {close!r}" if close else f"use one of the listed {noun}s",
     )

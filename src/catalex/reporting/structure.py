@@ -10,21 +10,27 @@ from typing import Any, TypedDict
 
 
 class DomainFacts(TypedDict, total=False):
-    """Statistics of one prepared domain; numbers in nested mappings are shown under ``outer.inner``."""
+    """Manifest or `catalex.data.statistics` of one domain; nested facts are shown as ``outer.inner``."""
 
-    items: int
     users: int
+    items: int
     interactions: int
+    counts: dict[str, int]
+    """These three, as the manifest nests them."""
+    mean_length: float
+    """Mean interactions a user."""
+    median_length: float
+    longest: int
     density: float
     """interactions / (users x items)."""
-    mean_history: float
-    """Mean interactions a user."""
-    with_text: float
-    """Share of items that have any text."""
-    with_image: float
-    """Share of items that have an image."""
+    images: Any
+    """Items that have an image."""
     split: Any
-    """Kind of split and its counts."""
+    """Kind of split, or a mapping with its ``kind``."""
+    coverage: dict[str, int]
+    """Items by filled text column."""
+    warnings: list[str]
+    """What the preparation warned of."""
 
 
 class Collision(TypedDict, total=False):

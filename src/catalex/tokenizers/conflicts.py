@@ -80,7 +80,7 @@ def space_after(space: CodeSpace, method: Method) -> CodeSpace:
     return CodeSpace((*space.sizes, DIGITS), (*space.groups, max(space.groups) + 1))
 
 
-# --- digit -------------------------------------------------------------------------------------------------------
+# --- digit ----------------------------------------------------------------------------------------
 
 
 def _append_digit(codes: Codes, reserved: Codes) -> Codes:
@@ -108,7 +108,7 @@ def _append_digit(codes: Codes, reserved: Codes) -> Codes:
     return np.concatenate([codes, digits[:, None].astype(np.int32)], axis=1)
 
 
-# --- reassignment ------------------------------------------------------------------------------------------------
+# --- reassignment ---------------------------------------------------------------------------------
 
 
 def _reassign(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,14 +19,13 @@ from catalex.tokenizers.base import CodeSpace
 from catalex.tokenizers.folder import weights_hash
 from catalex.types import Codes
 
-SCHEMA: Any = pa.schema(
-    [
-        ("domain", pa.string()),
-        ("item_id", pa.int32()),
-        ("codes", pa.list_(pa.int32())),
-        ("version", pa.string()),
-    ]
-)
+_COLUMNS: Any = [
+    ("domain", pa.string()),
+    ("item_id", pa.int32()),
+    ("codes", pa.list_(pa.int32())),
+    ("version", pa.string()),
+]
+SCHEMA: Any = pa.schema(_COLUMNS)
 METADATA_KEY = b"catalex"
 
 
@@ -127,7 +127,7 @@ class IdentifierTable:
         codes: dict[str, Codes] = {}
         marks: dict[str, tuple[str, ...]] = {}
         starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
-        for start, end in zip(starts, [*starts[1:], len(names)], strict=True):
+        for start, end in pairwise([*starts, len(names)]):
             if names[start] in codes or not np.array_equal(items[start:end], np.arange(end - start)):
                 raise user_error(
                     "items of a domain are missing or out of order",

@@ -20,7 +20,8 @@ def model() -> T5:
 @pytest.fixture(scope="module")
 def trie() -> Trie:
     generator = np.random.default_rng(8)
-    return Trie(generator.permutation(np.unique(generator.integers(1, 7, (40, 3)) + np.array([0, 6, 12]), axis=0)))
+    rows = generator.integers(1, 7, (40, 3)) + np.array([0, 6, 12])
+    return Trie(generator.permutation(np.unique(rows, axis=0)))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Ranking metrics against worked values, a brute-force ranker, and a simulation of random order inside collisions."""
+"""Ranking metrics against worked values, a brute-force ranker, and simulated order inside collisions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_against_a_brute_force_ranker():
         assert recall_at(ranks, 10)[row] == float(target in ordered)
 
 
-# --- collisions ----------------------------------------------------------------------------------------------------
+# --- collisions ------------------------------------------------------------------------------------
 
 
 def test_worked_collision():

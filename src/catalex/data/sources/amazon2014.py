@@ -1,7 +1,7 @@
 """Source `amazon2014`: Amazon reviews of 2014 (McAuley et al. 2015) and 2018 (Ni et al. 2019).
 
-The reviews are JSON lines. The metadata of 2014 are not: each line is the text of a Python dict. They are
-read with `ast.literal_eval`, which builds constants and runs nothing; lines that are JSON (2018) are read as JSON.
+Reviews are JSON lines. The metadata of 2014 are not: each line is the text of a Python dict. It is read with
+`ast.literal_eval`, which builds constants and runs nothing; lines of JSON (2018) are read as JSON.
 """
 
 from __future__ import annotations

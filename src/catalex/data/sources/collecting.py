@@ -6,6 +6,7 @@ It takes one streaming pass: strings are replaced by codes chunk by chunk and ne
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,11 +33,13 @@ class Collected:
         items: N rows, in the order of the items table (of `item_id` where the source brings its own).
         events: E rows in file order: `user` (int32, dense), `item_id` (int32, row of `items`), `timestamp`
             (int64) and `position` (int64) where the source has them.
+        images: Parquet file with image bytes by `item_id`, when the source ships one.
         warnings: What was left out, one sentence each.
     """
 
     items: pl.DataFrame
     events: pl.DataFrame
+    images: Path | None
     warnings: list[str]
 
 
@@ -82,7 +85,8 @@ def collect_source(source: Source, unknown_items: OnUnknown, duplicate_items: On
         users = _by_rank(events[USER].to_numpy())
     else:
         users = _by_appearance(events[USER].to_numpy())
-    return Collected(items, events.with_columns(pl.Series(USER, users)), warnings)
+    images = raw.images if raw.images is not None and raw.images.is_file() else None
+    return Collected(items, events.with_columns(pl.Series(USER, users)), images, warnings)
 
 
 def _has_own_ids(raw: RawDomain) -> bool:

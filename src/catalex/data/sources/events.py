@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from catalex.data.columns import POSITION, SOURCE_ID, TIMESTAMP
-from catalex.data.sources.reading import ROW, collect
+from catalex.data.sources.reading import ROW, collect, locate
 from catalex.errors import CatalexError, user_error
 
 USER = "user"
@@ -146,7 +146,7 @@ def _raw(name: str) -> str:
 def explain_invalid(frame: pl.LazyFrame, files: Sequence[Path]) -> CatalexError:
     """The sentence for the first row that `events` marked."""
     row = collect(frame.filter(pl.col(INVALID)).head(1), files).row(0, named=True)
-    place = f"{files[0]}, row {row[ROW]}"
+    place = locate(files, row[ROW])
     for name, noun in ((USER, "user"), (SOURCE_ID, "item")):
         if row[name] is None:
             remedy = f"fill it in, or drop such rows (source 'tables': keep: {{<{noun} column>: present}})"

@@ -163,6 +163,19 @@ def columns_of(path: Path) -> list[str]:
         raise damaged(error, [path]) from None
 
 
+def locate(files: Sequence[Path], row: int) -> str:
+    """Place of row `row` of a table spread over the first of `files`, rows counted on from file to file."""
+    for path in files:
+        try:
+            count = _open_one(path, [], [], "utf8-lossy").select(pl.len()).collect().item()
+        except CatalexError:  # a format of its own, which is never spread
+            return f"{path}, row {row}"
+        if row <= count:
+            return f"{path}, row {row}"
+        row -= count
+    return f"{files[0]}, row {row}"
+
+
 def text_lines(path: Path, encoding: str = "utf-8", errors: str = "strict") -> io.TextIOWrapper:
     """Lines of a plain, .gz or .zst text file, decompressed as they are read."""
     kind: Any = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix.lower())

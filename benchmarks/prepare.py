@@ -1,0 +1,155 @@
+"""Seconds and peak memory of `prepare` against the usual pandas idiom, on the same synthetic interactions.
+
+    python benchmarks/prepare.py --interactions 2000000
+    python benchmarks/prepare.py --interactions 100000000 --skip-pandas
+
+Items follow a Zipf law and users differ in activity; ids are strings, as in Amazon's files. Each contender
+runs in a process of its own, so that its peak memory is its own. Both make the same thing, a 5-core in time
+order with a leave-one-out split in Parquet, and their results are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CHUNK = 2_000_000
+"""Interactions generated at a time."""
+
+CORE = 5
+
+
+def generate(folder: Path, interactions: int, seed: int = 0) -> None:
+    """Write `events.parquet` (user, item, timestamp) in random order and `items.parquet` (id, title)."""
+    items, users = max(interactions // 100, 50), max(interactions // 10, 20)
+    random = np.random.default_rng(seed)
+    weights = 1 / np.arange(1, items + 1) ** 0.9
+    cumulated = np.cumsum(weights / weights.sum())
+    schema = pa.schema([("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64())])
+    with pq.ParquetWriter(folder / "events.parquet", schema, compression="zstd") as writer:
+        for start in range(0, interactions, CHUNK):
+            count = min(CHUNK, interactions - start)
+            item = np.minimum(np.searchsorted(cumulated, random.random(count)), items - 1)
+            user = np.minimum((users * random.beta(1, 2, count)).astype(np.int64), users - 1)
+            stamp = random.integers(1_200_000_000, 1_500_000_000, count)
+            frame = pl.DataFrame({"user": user, "item": item, "timestamp": stamp}).select(
+                pl.format("USER{}", "user").alias("user"),
+                pl.format("ITEM{}", "item").alias("item"),
+                "timestamp",
+            )
+            writer.write_table(frame.to_arrow().cast(schema))
+    ids = pl.DataFrame({"n": np.arange(items)}).select(
+        pl.format("ITEM{}", "n").alias("id"), pl.format("Item number {}", "n").alias("title")
+    )
+    ids.write_parquet(folder / "items.parquet")
+
+
+def with_catalex(folder: Path) -> dict[str, int]:
+    """Our `prepare`."""
+    from catalex.data.prepare import PrepareOptions, prepare
+
+    files = {"interactions": str(folder / "events.parquet"), "items": str(folder / "items.parquet")}
+    options = PrepareOptions(source="tables", options=files, min_interactions=CORE)
+    counts: dict[str, int] = prepare("benchmark", options, folder / "catalex")["counts"]
+    return counts
+
+
+def with_pandas(folder: Path) -> dict[str, int]:
+    """What notebooks do: filter with groupby until nothing changes, factorize, sort, count, write."""
+    import pandas as pd
+
+    events = pd.read_parquet(folder / "events.parquet")
+    items = pd.read_parquet(folder / "items.parquet")
+    events = events[events["item"].isin(items["id"])]
+    while True:
+        before = len(events)
+        events = events[events.groupby("user")["item"].transform("size") >= CORE]
+        events = events[events.groupby("item")["user"].transform("size") >= CORE]
+        if len(events) == before:
+            break
+    events["user_id"] = pd.factorize(events["user"])[0].astype("int32")
+    items = items[items["id"].isin(events["item"])].reset_index(drop=True)
+    rows = pd.Series(np.arange(len(items), dtype="int32"), index=items["id"])
+    events["item_id"] = events["item"].map(rows)
+    events = events.sort_values(["user_id", "timestamp"], kind="stable")
+    groups = events.groupby("user_id")
+    events["position"] = groups.cumcount().astype("int32")
+    left = groups.cumcount(ascending=False)
+    events["split"] = np.select([left == 0, left == 1], [2, 1], 0).astype("int8")
+    (folder / "pandas").mkdir(exist_ok=True)
+    columns = ["user_id", "item_id", "position", "timestamp", "split"]
+    events[columns].to_parquet(folder / "pandas" / "interactions.parquet", index=False, compression="zstd")
+    return {"users": int(events["user_id"].max()) + 1, "items": len(items), "interactions": len(events)}
+
+
+def measured(contender: str, folder: Path) -> dict[str, object]:
+    """Run one contender in a process of its own."""
+    command = [sys.executable, __file__, "--contender", contender, "--folder", str(folder)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        return {"failed": finished.stderr.strip().splitlines()[-1:] or [f"signal {-finished.returncode}"]}
+    result: dict[str, object] = json.loads(finished.stdout.splitlines()[-1])
+    return result
+
+
+def same_events(folder: Path) -> bool:
+    """Whether both contenders wrote the same rows; without users, who may be numbered differently."""
+    ours, theirs = (pl.read_parquet(folder / who / "interactions.parquet") for who in ("catalex", "pandas"))
+    columns = ["item_id", "position", "timestamp", "split"]
+    return (
+        ours.select(columns)
+        .sort(columns)
+        .equals(theirs.select(columns).cast(ours.select(columns).schema).sort(columns))
+    )
+
+
+def main() -> None:
+    """Generate, run, print one JSON object."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--interactions", type=int, default=2_000_000)
+    parser.add_argument("--skip-pandas", action="store_true", help="pandas needs several times the memory")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--contender", choices=["catalex", "pandas"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        started = time.perf_counter()
+        counts = {"catalex": with_catalex, "pandas": with_pandas}[arguments.contender](arguments.folder)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(
+            json.dumps({"seconds": round(seconds, 2), "peak_gib": round(peak / 2**30, 2), "counts": counts})
+        )
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        generate(folder, arguments.interactions)
+        report: dict[str, object] = {
+            "interactions": arguments.interactions,
+            "machine": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+            "python": platform.python_version(),
+            "polars": pl.__version__,
+            "catalex": measured("catalex", folder),
+        }
+        if not arguments.skip_pandas:
+            report["pandas"] = measured("pandas", folder)
+            report["same_events"] = "failed" not in report["pandas"] and same_events(folder)  # type: ignore[operator]
+        print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
