@@ -20,6 +20,7 @@ from catalex.data.histories import Cases, Histories
 from catalex.decoding.beam import beam_search
 from catalex.decoding.trie import Trie
 from catalex.errors import user_error
+from catalex.evaluation.metrics import ndcg_at
 from catalex.models.t5 import T5, T5Options, load_state_from_transformers, load_t5, save_t5
 from catalex.options import Options
 from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
@@ -138,7 +139,7 @@ class Generative(Recommender):
             for domain, cases in zip(domains, chosen, strict=True):
                 self.bind(domain)
                 ranks = self._search(cases.histories, 10, o.validation_beam).ranks(cases.targets)
-                found.append(float(np.where(ranks > 0, 1 / np.log2(ranks + 1.0), 0.0).mean()) if len(ranks) else 0.0)
+                found.append(float(ndcg_at(ranks, 10).mean()) if len(ranks) else 0.0)
             return float(np.mean(found))
 
         report = train(
