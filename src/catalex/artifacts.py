@@ -63,11 +63,21 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def explain_os_error(error: OSError, target: Path) -> Exception:
     """A `CatalexError` for the failures a user can mend; the error itself for all others."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return user_error("the disk is full; nothing was changed", place=target, remedy="free some space and run the command again")
+        return user_error(
+            "the disk is full; nothing was changed",
+            place=target,
+            remedy="free some space and run the command again",
+        )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return user_error("the file cannot be written", place=target, remedy="choose a folder you may write to")
+        return user_error(
+            "the file cannot be written", place=target, remedy="choose a folder you may write to"
+        )
     if error.errno == errno.EFBIG:
-        return user_error("the file grows beyond the allowed size; nothing was changed", place=target, remedy="raise the limit (ulimit -f) or write elsewhere")
+        return user_error(
+            "the file grows beyond the allowed size; nothing was changed",
+            place=target,
+            remedy="raise the limit (ulimit -f) or write elsewhere",
+        )
     return error
 
 
@@ -96,7 +106,9 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str] | None = None) -> None:
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write named arrays as safetensors, atomically."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_path(path) as temporary:
@@ -115,9 +127,13 @@ def read_json(path: Path) -> JSON:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise user_error("the file does not exist", place=path, remedy="run the stage that writes it") from None
+        raise user_error(
+            "the file does not exist", place=path, remedy="run the stage that writes it"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise user_error(f"the file is not valid JSON: {error}", place=path, remedy="delete it and run the stage again") from None
+        raise user_error(
+            f"the file is not valid JSON: {error}", place=path, remedy="delete it and run the stage again"
+        ) from None
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -130,13 +146,24 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         present = pq.read_schema(path).names
         missing = [c for c in columns or () if c not in present]
         if missing:
-            raise user_error(f"column {missing[0]!r} is missing", place=path, allowed=present, remedy="check that the file is what its name says")
+            raise user_error(
+                f"column {missing[0]!r} is missing",
+                place=path,
+                allowed=present,
+                remedy="check that the file is what its name says",
+            )
         return pq.read_table(path, columns=list(columns) if columns is not None else None)
     except FileNotFoundError:
-        raise user_error("the file does not exist", place=path, remedy="check the path, or run the stage that writes it") from None
+        raise user_error(
+            "the file does not exist", place=path, remedy="check the path, or run the stage that writes it"
+        ) from None
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise user_error(f"the file is not a readable Parquet file ({reason})", place=path, remedy="copy or download it again") from None
+        raise user_error(
+            f"the file is not a readable Parquet file ({reason})",
+            place=path,
+            remedy="copy or download it again",
+        ) from None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -149,9 +176,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         arrays: dict[str, np.ndarray[Any, Any]] = _load_numpy(path)
         return arrays
     except FileNotFoundError:
-        raise user_error("the file does not exist", place=path, remedy="run the stage that writes it") from None
+        raise user_error(
+            "the file does not exist", place=path, remedy="run the stage that writes it"
+        ) from None
     except (SafetensorError, ValueError) as error:
-        raise user_error(f"the file is damaged ({error})", place=path, remedy="delete it and run the stage again") from None
+        raise user_error(
+            f"the file is damaged ({error})", place=path, remedy="delete it and run the stage again"
+        ) from None
 
 
 # --- hashing -----------------------------------------------------------------------------------------------------
@@ -168,7 +199,9 @@ def hash_file(path: Path) -> str:
 
 def hash_json(value: JSON) -> str:
     """SHA-256 of a JSON value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()
+    ).hexdigest()
 
 
 def hash_array(*arrays: np.ndarray[Any, Any]) -> str:
@@ -258,6 +291,8 @@ def outputs_of(folder: Path, verb: str) -> dict[str, str]:
     """
     path = folder / STAGE_FILE
     if not path.is_file():
-        raise user_error(f"stage '{verb}' has not been run", place=folder, remedy=f"run 'catalex {verb}' first")
+        raise user_error(
+            f"stage '{verb}' has not been run", place=folder, remedy=f"run 'catalex {verb}' first"
+        )
     outputs: dict[str, str] = read_json(path)["outputs"]
     return outputs

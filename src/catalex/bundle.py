@@ -62,7 +62,11 @@ class Bundle:
             CatalexError: When the folder is no bundle, has another format, or a file is missing or changed.
         """
         if not (folder / MANIFEST).is_file():
-            raise user_error(f"this folder holds no {MANIFEST}, so it is not a bundle", place=folder, remedy="make one with 'catalex bundle RECIPE'")
+            raise user_error(
+                f"this folder holds no {MANIFEST}, so it is not a bundle",
+                place=folder,
+                remedy="make one with 'catalex bundle RECIPE'",
+            )
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -75,9 +79,15 @@ class Bundle:
             )
         for name, digest in manifest["files"].items():
             if not (folder / name).is_file():
-                raise user_error("a file of the bundle is missing", place=folder / name, remedy="copy the bundle again")
+                raise user_error(
+                    "a file of the bundle is missing", place=folder / name, remedy="copy the bundle again"
+                )
             if hash_file(folder / name) != digest:
-                raise user_error("the file differs from the bundle's manifest", place=folder / name, remedy="copy the bundle again, or make it anew")
+                raise user_error(
+                    "the file differs from the bundle's manifest",
+                    place=folder / name,
+                    remedy="copy the bundle again, or make it anew",
+                )
         return cls(folder, manifest)
 
     @cached_property
@@ -94,7 +104,10 @@ class Bundle:
     def titles(self) -> list[str]:
         """A name for each item of the catalogue."""
         table = read_parquet(self.folder / c.ITEMS_FILE, [c.TITLE, c.KEYWORDS, c.SOURCE_ID])
-        return [r[c.TITLE] or r[c.KEYWORDS] or r[c.SOURCE_ID] or f"item {i}" for i, r in enumerate(table.to_pylist())]
+        return [
+            r[c.TITLE] or r[c.KEYWORDS] or r[c.SOURCE_ID] or f"item {i}"
+            for i, r in enumerate(table.to_pylist())
+        ]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -115,7 +128,9 @@ class Bundle:
         raise user_error(
             f"the catalogue has no item {name!r}",
             place=self.folder,
-            remedy=f"did you mean {close!r}? Write '#12' for item number 12" if close else "give source ids, or '#12' for item number 12",
+            remedy=f"did you mean {close!r}? Write '#12' for item number 12"
+            if close
+            else "give source ids, or '#12' for item number 12",
         )
 
     def recommend(self, history: Sequence[int], k: int = 10) -> list[Suggestion]:
@@ -137,7 +152,17 @@ class Bundle:
         ]
 
 
-def write_bundle(folder: Path, *, domain: str, split_id: str, prepared: Path, identifiers: IdentifierTable, tokenizer: Path, recommender: Recommender, recipe: JSON) -> None:
+def write_bundle(
+    folder: Path,
+    *,
+    domain: str,
+    split_id: str,
+    prepared: Path,
+    identifiers: IdentifierTable,
+    tokenizer: Path,
+    recommender: Recommender,
+    recipe: JSON,
+) -> None:
     """Write a bundle for one domain. The folder appears whole or not at all.
 
     Args:
@@ -150,7 +175,9 @@ def write_bundle(folder: Path, *, domain: str, split_id: str, prepared: Path, id
     fresh.mkdir(parents=True)
     shutil.copy(prepared / c.ITEMS_FILE, fresh / c.ITEMS_FILE)
     shutil.copytree(tokenizer, fresh / "tokenizer")
-    own = IdentifierTable(identifiers.space, identifiers.unique).add(domain, identifiers.of(domain), identifiers.versions[domain][0])
+    own = IdentifierTable(identifiers.space, identifiers.unique).add(
+        domain, identifiers.of(domain), identifiers.versions[domain][0]
+    )
     own.save(fresh / "identifiers.parquet")
     recommender.save(fresh / "recommender")
     write_json(fresh / "recipe.json", recipe)

@@ -6,7 +6,7 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -28,13 +28,22 @@ app.add_typer(ledger_app, name="ledger")
 DEFAULT_LEDGER = Path("docs/results/results.jsonl")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see recipes/.")]
-Overrides = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. --set recommender.training.epochs=5.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe, e.g. --set recommender.training.epochs=5.",
+    ),
+]
 Record = Annotated[bool, typer.Option("--record", help="Append the results to the ledger.")]
 Ledger = Annotated[Path, typer.Option("--ledger", help="Ledger that --record appends to.")]
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     """Options before any verb."""
     if version:
         print(f"catalex {catalex.__version__}")
@@ -42,7 +51,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = None, record: Record = False, ledger: Ledger = DEFAULT_LEDGER) -> None:
+def run(
+    recipe: RecipePath, overrides: Overrides = None, record: Record = False, ledger: Ledger = DEFAULT_LEDGER
+) -> None:
     """Run the whole story: prepare, embed, tokenize, pretrain, transfer, evaluate, bundle, report."""
     from catalex.pipelines.recipe import read_recipe
     from catalex.pipelines.run import run_recipe
@@ -101,7 +112,9 @@ def transfer(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(recipe: RecipePath, overrides: Overrides = None, record: Record = False, ledger: Ledger = DEFAULT_LEDGER) -> None:
+def evaluate(
+    recipe: RecipePath, overrides: Overrides = None, record: Record = False, ledger: Ledger = DEFAULT_LEDGER
+) -> None:
     """Judge every trained system and the baselines on the test cases, item level."""
     from catalex.pipelines.evaluate import evaluate_stage, print_summary
     from catalex.pipelines.recipe import read_recipe
@@ -131,7 +144,12 @@ def bundle(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def recommend(
     folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that 'catalex bundle' wrote.")],
-    history: Annotated[str, typer.Option(help="Items of the history, oldest first, separated by commas: source ids, or '#12' for item number 12.")],
+    history: Annotated[
+        str,
+        typer.Option(
+            help="Items of the history, oldest first, separated by commas: source ids, or '#12' for item number 12."
+        ),
+    ],
     k: Annotated[int, typer.Option("-k", help="Items wanted.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -142,7 +160,15 @@ def recommend(
     items = [opened.item(name.strip()) for name in history.split(",") if name.strip()]
     found = opened.recommend(items, k)
     if as_json:
-        print(json.dumps([{"item_id": s.item_id, "title": s.title, "score": s.score, "identifier": s.identifier} for s in found], ensure_ascii=False))
+        print(
+            json.dumps(
+                [
+                    {"item_id": s.item_id, "title": s.title, "score": s.score, "identifier": s.identifier}
+                    for s in found
+                ],
+                ensure_ascii=False,
+            )
+        )
         return
     print("after")
     for item in items:
@@ -153,7 +179,11 @@ def recommend(
 
 
 @app.command()
-def doctor(path: Annotated[Optional[Path], typer.Argument(help="A bundle or a prepared domain to check as well.")] = None) -> None:
+def doctor(
+    path: Annotated[
+        Path | None, typer.Argument(help="A bundle or a prepared domain to check as well.")
+    ] = None,
+) -> None:
     """Check the environment, and a bundle or a prepared domain."""
     from catalex.pipelines.doctor import examine
 
@@ -175,7 +205,9 @@ def data_list() -> None:
 
 
 @data_app.command("describe")
-def data_describe(name: Annotated[str, typer.Argument(help="Name of a dataset, or a prepared folder.")]) -> None:
+def data_describe(
+    name: Annotated[str, typer.Argument(help="Name of a dataset, or a prepared folder.")],
+) -> None:
     """Addresses, terms, citation and a recipe snippet of a dataset; or the statistics of a prepared folder."""
     if Path(name).is_dir():
         from catalex.data.statistics import print_statistics
@@ -191,7 +223,9 @@ def data_describe(name: Annotated[str, typer.Argument(help="Name of a dataset, o
 def data_download(
     name: Annotated[str, typer.Argument(help="Name of a dataset.")],
     folder: Annotated[Path, typer.Option(help="Where to put the files.")] = Path("data"),
-    category: Annotated[Optional[str], typer.Option(help="Category, for datasets that come in categories.")] = None,
+    category: Annotated[
+        str | None, typer.Option(help="Category, for datasets that come in categories.")
+    ] = None,
 ) -> None:
     """Download a dataset from its official address; a broken download continues where it stopped."""
     from catalex.data.datasets import download_dataset
@@ -202,9 +236,13 @@ def data_download(
 
 @data_app.command("images")
 def data_images(
-    folder: Annotated[Path, typer.Argument(metavar="PREPARED", help="A prepared domain whose items name image addresses.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="PREPARED", help="A prepared domain whose items name image addresses.")
+    ],
     size: Annotated[int, typer.Option(help="Longest side of a stored image, pixels.")] = 224,
-    allow_local: Annotated[bool, typer.Option("--allow-local", help="Also read addresses that are local files.")] = False,
+    allow_local: Annotated[
+        bool, typer.Option("--allow-local", help="Also read addresses that are local files.")
+    ] = False,
 ) -> None:
     """Download the images of a prepared domain's items; run it again to continue and to retry failures."""
     from catalex.pipelines.images import fetch_domain_images
@@ -234,7 +272,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print("catalex: the disk is full; nothing was half-written. Free some space and run the command again.", file=sys.stderr)
+        print(
+            "catalex: the disk is full; nothing was half-written. Free some space and run the command again.",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("catalex: interrupted; run the same command again to continue.", file=sys.stderr)

@@ -46,7 +46,9 @@ def _explain(error: ValidationError, model: type[BaseModel], place: str) -> Cata
             remedy=f"did you mean {close!r}?" if close else "remove it",
         )
     if first["type"] == "missing":
-        return user_error(f"key {path[-1]!r} is missing", place=".".join([place, *path[:-1]]), remedy=f"add {path[-1]!r}")
+        return user_error(
+            f"key {path[-1]!r} is missing", place=".".join([place, *path[:-1]]), remedy=f"add {path[-1]!r}"
+        )
     return user_error(first["msg"][0].lower() + first["msg"][1:], place=where, value=first["input"])
 
 

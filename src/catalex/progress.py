@@ -43,10 +43,14 @@ class Track:
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.name, total=self.total, completed=self.count, rate="", note="")
+            self._task = self._bar.add_task(
+                self.name, total=self.total, completed=self.count, rate="", note=""
+            )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
@@ -62,13 +66,17 @@ class Track:
         self.count += amount
         self._note = self._note if note is None else note
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.count, rate=f"{self.rate:,.0f} {self.unit}/s", note=self._note)
+            self._bar.update(
+                self._task, completed=self.count, rate=f"{self.rate:,.0f} {self.unit}/s", note=self._note
+            )
         elif time.monotonic() - self._last >= PLAIN_INTERVAL:
             self._last = time.monotonic()
             self._print()
 
     def _print(self, final: bool = False) -> None:
-        parts = [f"{self.name}: {self.count:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}"]
+        parts = [
+            f"{self.name}: {self.count:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}"
+        ]
         parts.append(f"{self.rate:,.0f} {self.unit}/s")
         if final:
             parts.append(f"done in {time.monotonic() - self._began:.1f} s")

@@ -56,11 +56,17 @@ class Domain:
                 remedy="run 'catalex prepare' again",
             )
         if np.any(np.diff(users) < 0):
-            raise user_error("interactions are not sorted by user", place=folder / c.INTERACTIONS_FILE, remedy="run 'catalex prepare' again")
+            raise user_error(
+                "interactions are not sorted by user",
+                place=folder / c.INTERACTIONS_FILE,
+                remedy="run 'catalex prepare' again",
+            )
         counts = np.bincount(users, minlength=int(users[-1]) + 1 if len(users) else 0)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         parts = events[c.SPLIT].to_numpy().astype(np.int64)
-        return cls(str(manifest["name"]), folder, items, SplitHistories(Histories(offsets, flat), parts), manifest)
+        return cls(
+            str(manifest["name"]), folder, items, SplitHistories(Histories(offsets, flat), parts), manifest
+        )
 
     def __len__(self) -> int:
         """Number of items N."""

@@ -125,7 +125,9 @@ class SplitHistories:
         lengths = targets - self.all.offsets[users]
         keep = lengths > 0
         users, targets, lengths = users[keep], targets[keep], lengths[keep]
-        return Cases(users, _gather(self.all.items, self.all.offsets[users], lengths), self.all.items[targets])
+        return Cases(
+            users, _gather(self.all.items, self.all.offsets[users], lengths), self.all.items[targets]
+        )
 
 
 def popularity(training: Histories, items: int) -> Ints:

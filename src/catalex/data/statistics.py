@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.table import Table
 
 from catalex.data import columns as c
@@ -96,3 +97,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def _share(count: int, items: int) -> str:
     return f"{100 * count / items:.1f} %" if count else "–"
+
+
+def print_statistics(folders: Sequence[Path]) -> None:
+    """Print the table of prepared folders."""
+    Console(width=180).print(table([statistics(folder) for folder in folders]))

@@ -54,7 +54,10 @@ class T5Options(Options):
         """The same options with the preset written out."""
         if self.preset is None:
             return self
-        sizes: dict[str, Any] = {**PRESETS[self.preset], **self.model_dump(exclude_unset=True, exclude={"preset"})}
+        sizes: dict[str, Any] = {
+            **PRESETS[self.preset],
+            **self.model_dump(exclude_unset=True, exclude={"preset"}),
+        }
         return T5Options(**sizes)
 
 
@@ -83,9 +86,14 @@ def relative_buckets(queries: int, keys: int, *, bidirectional: bool) -> Tensor:
     else:
         distance = (-distance).clamp(min=0)
     exact = count // 2
-    logarithmic = exact + (
-        torch.log(distance.clamp(min=1).float() / exact) / math.log(MAX_DISTANCE / exact) * (count - exact)
-    ).long()
+    logarithmic = (
+        exact
+        + (
+            torch.log(distance.clamp(min=1).float() / exact)
+            / math.log(MAX_DISTANCE / exact)
+            * (count - exact)
+        ).long()
+    )
     return base + torch.where(distance < exact, distance, logarithmic.clamp(max=count - 1))
 
 
@@ -116,7 +124,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = self.project(x)
-        return self.out(_attend(q, k, v, bias, self.dropout if self.training else 0.0).transpose(1, 2).flatten(2))
+        return self.out(
+            _attend(q, k, v, bias, self.dropout if self.training else 0.0).transpose(1, 2).flatten(2)
+        )
 
 
 class CrossAttention(nn.Module):
@@ -136,7 +146,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: KeysValues, bias: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (self.heads, self.width)).transpose(1, 2)
-        return self.out(_attend(q, *memory, bias, self.dropout if self.training else 0.0).transpose(1, 2).flatten(2))
+        return self.out(
+            _attend(q, *memory, bias, self.dropout if self.training else 0.0).transpose(1, 2).flatten(2)
+        )
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
@@ -183,7 +195,9 @@ class DecoderBlock(nn.Module):
         x = x + F.dropout(self.cross(self.cross_norm(x), memory, memory_bias), self.dropout, self.training)
         return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
 
-    def step(self, x: Tensor, bias: Tensor, cache: KeysValues | None, memory: KeysValues, memory_bias: Tensor) -> tuple[Tensor, KeysValues]:
+    def step(
+        self, x: Tensor, bias: Tensor, cache: KeysValues | None, memory: KeysValues, memory_bias: Tensor
+    ) -> tuple[Tensor, KeysValues]:
         """One position of W beams: ``x`` is ``(B, W, H)``, `cache` holds ``(B, h, W, p, d)`` of earlier positions."""
         q, k, v = self.attention.project(self.attention_norm(x))  # each (B, h, W, d)
         keys, values = k.unsqueeze(3), v.unsqueeze(3)
@@ -261,7 +275,9 @@ class T5(nn.Module):
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over the label positions that are not `IGNORE`, all V tokens in the softmax."""
-        return F.cross_entropy(self(tokens, labels).flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
+        return F.cross_entropy(
+            self(tokens, labels).flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE
+        )
 
     # --- decoding -----------------------------------------------------------------------------------------------
 
@@ -278,7 +294,9 @@ class T5(nn.Module):
         encoded = self.encode(tokens)
         return Memory([block.cross.keys_values(encoded) for block in self.decoder], _padding_bias(tokens))
 
-    def step(self, tokens: Tensor, caches: list[KeysValues] | None, memory: Memory) -> tuple[Tensor, list[KeysValues]]:
+    def step(
+        self, tokens: Tensor, caches: list[KeysValues] | None, memory: Memory
+    ) -> tuple[Tensor, list[KeysValues]]:
         """Logits ``(B, W, V)`` after ``tokens (B, W)``, the newest token of W beams of each of B histories.
 
         `caches` holds, for each layer, keys and values ``(B, h, W, p, d)`` of the p earlier positions *of the same
@@ -290,7 +308,9 @@ class T5(nn.Module):
         bias = self._bias(position + 1, causal=True)[:, :, -1:, :].unsqueeze(2)
         updated: list[KeysValues] = []
         for i, block in enumerate(self.decoder):
-            x, cache = block.step(x, bias, None if caches is None else caches[i], memory.layers[i], memory.bias)
+            x, cache = block.step(
+                x, bias, None if caches is None else caches[i], memory.layers[i], memory.bias
+            )
             updated.append(cache)
         return self._logits(x), updated
 
@@ -308,7 +328,9 @@ class T5(nn.Module):
         table = self.decoder_bias if causal else self.encoder_bias
         key = (length, causal, table.weight.device)
         if key not in self._buckets:
-            self._buckets[key] = relative_buckets(length, length, bidirectional=not causal).to(table.weight.device)
+            self._buckets[key] = relative_buckets(length, length, bidirectional=not causal).to(
+                table.weight.device
+            )
         return table(self._buckets[key]).permute(2, 0, 1).unsqueeze(0)
 
     @property
@@ -375,10 +397,17 @@ def load_state_from_transformers(model: T5, arrays: dict[str, np.ndarray[Any, An
     for ours, theirs in _names(model.options):
         for name in theirs:
             if name not in arrays:
-                raise user_error(f"weight {name!r} is missing", place=place, remedy="use a folder that catalex saved")
+                raise user_error(
+                    f"weight {name!r} is missing", place=place, remedy="use a folder that catalex saved"
+                )
         joined = torch.cat([torch.from_numpy(np.array(arrays[name])) for name in theirs])
         if joined.shape != state[ours].shape:
-            raise user_error(f"weight {theirs[0]!r} has the wrong shape", place=place, value=tuple(joined.shape), allowed=str(tuple(state[ours].shape)))
+            raise user_error(
+                f"weight {theirs[0]!r} has the wrong shape",
+                place=place,
+                value=tuple(joined.shape),
+                allowed=str(tuple(state[ours].shape)),
+            )
         state[ours] = joined
     model.load_state_dict(state)
 
@@ -419,7 +448,11 @@ def load_t5(folder: Path) -> T5:
     """
     config = read_json(folder / "config.json")
     if config.get("model_type") != "t5" or config.get("feed_forward_proj", "relu") != "relu":
-        raise user_error("this is not a T5 model of version 1.0 (ReLU)", place=folder / "config.json", value=config.get("model_type"))
+        raise user_error(
+            "this is not a T5 model of version 1.0 (ReLU)",
+            place=folder / "config.json",
+            value=config.get("model_type"),
+        )
     options = T5Options(
         layers=config["num_layers"],
         hidden=config["d_model"],
@@ -429,5 +462,7 @@ def load_t5(folder: Path) -> T5:
         dropout=config["dropout_rate"],
     )
     model = T5(config["vocab_size"], options)
-    load_state_from_transformers(model, read_arrays(folder / "model.safetensors"), folder / "model.safetensors")
+    load_state_from_transformers(
+        model, read_arrays(folder / "model.safetensors"), folder / "model.safetensors"
+    )
     return model.eval()

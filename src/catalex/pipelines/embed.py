@@ -37,7 +37,9 @@ def embed_stage(recipe: Recipe) -> None:
             if needed:
                 images = place.prepared(name) / c.IMAGES_FILE
                 store = ImageStore(images) if encoder.needs_images and images.is_file() else None
-                vectors = embed(place.domain(name), encoder, text=text, cache=Path(recipe.cache), images=store)
+                vectors = embed(
+                    place.domain(name), encoder, text=text, cache=Path(recipe.cache), images=store
+                )
                 write_arrays(stage.folder / VECTORS, {"vectors": vectors.astype(np.float32)})
                 stage.finish([VECTORS])
 

@@ -13,7 +13,14 @@ from catalex.data.histories import popularity
 from catalex.evaluation.comparison import aggregate, compare
 from catalex.evaluation.protocol import evaluate
 from catalex.evaluation.results import RANKS_FILE, Result, summary
-from catalex.pipelines.pretrain import FACTS, IDENTIFIERS, RECOMMENDER, fit_and_save, load_domains, training_stage
+from catalex.pipelines.pretrain import (
+    FACTS,
+    IDENTIFIERS,
+    RECOMMENDER,
+    fit_and_save,
+    load_domains,
+    training_stage,
+)
 from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.workspace import Workspace, read_optional, resolve_device, running, workspace
 from catalex.progress import say
@@ -59,7 +66,14 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
         for system in [*_trained(recipe, place, name), *_baselines(recipe, place, name)]:
             result, metrics, fresh = _judge(recipe, place, domain, system)
             results.append(result)
-            rows.append({"system": system.label, "pretrained_on": system.pretrained_on, "name": system.name, **metrics})
+            rows.append(
+                {
+                    "system": system.label,
+                    "pretrained_on": system.pretrained_on,
+                    "name": system.name,
+                    **metrics,
+                }
+            )
             if record is not None and fresh:
                 append(record, _line(recipe, place, system, metrics))
     if not results:
@@ -68,7 +82,9 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
     found = {
         "results": rows,
         "means": aggregate(results),
-        "comparisons": [row for name in recipe.evaluate_domains for row in _comparisons(recipe, results, name)],
+        "comparisons": [
+            row for name in recipe.evaluate_domains for row in _comparisons(recipe, results, name)
+        ],
     }
     write_json(place.root / "evaluate" / SUMMARY, found)
     return found
@@ -82,7 +98,9 @@ def _trained(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System]:
     for seed in recipe.seeds:
         if domain in recipe.pretrain_domains:
             together = "+".join(recipe.pretrain_domains) if several else ""
-            yield System(f"{kind}-joint" if several else kind, domain, seed, place.pretrained(seed), kind, together)
+            yield System(
+                f"{kind}-joint" if several else kind, domain, seed, place.pretrained(seed), kind, together
+            )
         if recipe.transfer and domain in targets:
             for start in recipe.transfer.starts:
                 source = "+".join(recipe.pretrain_domains) if start == "pretrained" else ""
@@ -105,7 +123,9 @@ def _baselines(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System
             yield System(name, domain, seed, folder, name)
 
 
-def _judge(recipe: Recipe, place: Workspace, domain: Domain, system: System) -> tuple[Result, dict[str, Any], bool]:
+def _judge(
+    recipe: Recipe, place: Workspace, domain: Domain, system: System
+) -> tuple[Result, dict[str, Any], bool]:
     """Ranks and metrics of one system, and whether they were computed just now."""
     identifiers = outputs_of(place.tokenized, "tokenize")[IDENTIFIERS] if system.name == "t5" else None
     inputs = {
@@ -119,7 +139,9 @@ def _judge(recipe: Recipe, place: Workspace, domain: Domain, system: System) -> 
         if needed:
             recommender = load_recommender(system.folder / RECOMMENDER)
             if identifiers is not None:
-                recommender.bind(load_domains(place, [domain.name], IdentifierTable.load(place.tokenized / IDENTIFIERS))[0])
+                recommender.bind(
+                    load_domains(place, [domain.name], IdentifierTable.load(place.tokenized / IDENTIFIERS))[0]
+                )
             mover = getattr(recommender, "to", None)
             if mover is not None:
                 mover(resolve_device(recipe.device))
@@ -133,7 +155,9 @@ def _judge(recipe: Recipe, place: Workspace, domain: Domain, system: System) -> 
                 ks=recipe.evaluate.ks,
             )
             result.write(stage.folder / RANKS_FILE)
-            write_json(stage.folder / METRICS, summary(result, popularity(domain.sequences.training, len(domain))))
+            write_json(
+                stage.folder / METRICS, summary(result, popularity(domain.sequences.training, len(domain)))
+            )
             stage.finish([RANKS_FILE, METRICS])
     return Result.read(stage.folder / RANKS_FILE), read_json(stage.folder / METRICS), needed
 
@@ -196,11 +220,21 @@ def print_summary(found: JSON) -> None:
     for domain in dict.fromkeys(row["domain"] for row in found["means"]):
         rows = [row for row in found["means"] if row["domain"] == domain]
         metrics = [key for key in rows[0] if "@" in key]
-        table = Table("system", "seeds", *metrics, title=f"{domain}: {rows[0]['users']:,} test users, all items ranked, item level")
+        table = Table(
+            "system",
+            "seeds",
+            *metrics,
+            title=f"{domain}: {rows[0]['users']:,} test users, all items ranked, item level",
+        )
         for row in rows:
-            cells = [f"{row[m]['mean']:.4f}" + (f" ±{row[m]['sd']:.4f}" if row[m]["sd"] is not None else "") for m in metrics]
+            cells = [
+                f"{row[m]['mean']:.4f}" + (f" ±{row[m]['sd']:.4f}" if row[m]["sd"] is not None else "")
+                for m in metrics
+            ]
             table.add_row(row["system"], str(len(row["seeds"])), *cells)
         console.print(table)
         for row in found["comparisons"]:
             if row["domain"] == domain and row["metric"] == "ndcg@10":
-                console.print(f"  {row['system']} against {row['reference']}: {row['verdict']} (NDCG@10 {row['difference']:+.4f}, p = {row['p_holm']:.3g} after Holm)")
+                console.print(
+                    f"  {row['system']} against {row['reference']}: {row['verdict']} (NDCG@10 {row['difference']:+.4f}, p = {row['p_holm']:.3g} after Holm)"
+                )

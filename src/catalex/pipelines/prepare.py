@@ -17,11 +17,15 @@ def prepare_stage(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
     place = workspace(recipe)
     parsed = {name: PrepareOptions.parse(block, f"domains.{name}") for name, block in recipe.domains.items()}
-    hashes = {name: input_hashes(options) for name, options in parsed.items()}  # missing files are told before any work
+    hashes = {
+        name: input_hashes(options) for name, options in parsed.items()
+    }  # missing files are told before any work
     manifests = {}
     for name, options in parsed.items():
         settings = options.model_dump(mode="json")
-        stage = Stage(place.prepared(name), "prepare", {"name": name, "options": settings, "files": hashes[name]})
+        stage = Stage(
+            place.prepared(name), "prepare", {"name": name, "options": settings, "files": hashes[name]}
+        )
         with running(stage, f"prepare {name}") as needed:
             if needed:
                 prepare(name, options, stage.folder)

@@ -26,12 +26,20 @@ def pretrain_stage(recipe: Recipe) -> None:
     place = workspace(recipe)
     for seed in recipe.seeds:
         block = recipe.component(recipe.recommender, recipe.pretrain.training)
-        stage = training_stage(place, "pretrain", place.pretrained(seed), recipe.pretrain.domains, block, seed)
+        stage = training_stage(
+            place, "pretrain", place.pretrained(seed), recipe.pretrain.domains, block, seed
+        )
         with running(stage, f"pretrain on {', '.join(recipe.pretrain.domains)}, seed {seed}") as needed:
             if needed:
                 identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
                 recommender = make_recommender(block, "recommender", identifiers.space)
-                fit_and_save(stage, recommender, load_domains(place, recipe.pretrain.domains, identifiers), seed, recipe.device)
+                fit_and_save(
+                    stage,
+                    recommender,
+                    load_domains(place, recipe.pretrain.domains, identifiers),
+                    seed,
+                    recipe.device,
+                )
 
 
 def transfer_stage(recipe: Recipe) -> None:
@@ -44,7 +52,9 @@ def transfer_stage(recipe: Recipe) -> None:
         for start in recipe.transfer.starts:
             for seed in recipe.seeds:
                 earlier = place.pretrained(seed) if start == "pretrained" else None
-                stage = training_stage(place, "transfer", place.transferred(domain, start, seed), [domain], block, seed, earlier)
+                stage = training_stage(
+                    place, "transfer", place.transferred(domain, start, seed), [domain], block, seed, earlier
+                )
                 with running(stage, f"transfer to {domain} from {start} weights, seed {seed}") as needed:
                     if needed:
                         identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
@@ -52,7 +62,13 @@ def transfer_stage(recipe: Recipe) -> None:
                         if earlier is not None:
                             assert isinstance(recommender, Generative)
                             recommender.start_from(earlier / RECOMMENDER)
-                        fit_and_save(stage, recommender, load_domains(place, [domain], identifiers), seed, recipe.device)
+                        fit_and_save(
+                            stage,
+                            recommender,
+                            load_domains(place, [domain], identifiers),
+                            seed,
+                            recipe.device,
+                        )
 
 
 def training_stage(
@@ -78,7 +94,9 @@ def training_stage(
     return Stage(folder, verb, inputs)
 
 
-def fit_and_save(stage: Stage, recommender: Recommender, domains: Sequence[RecommenderDomain], seed: int, device: str) -> None:
+def fit_and_save(
+    stage: Stage, recommender: Recommender, domains: Sequence[RecommenderDomain], seed: int, device: str
+) -> None:
     """Fit, save, and finish the stage. Times go to a file of their own: they are facts, but not reproducible ones."""
     facts = dict(recommender.fit(domains, seed=seed, device=resolve_device(device), partial=stage.partial))
     write_json(stage.folder / "training_time.json", {"seconds": facts.pop("seconds", None)})
@@ -88,11 +106,22 @@ def fit_and_save(stage: Stage, recommender: Recommender, domains: Sequence[Recom
     stage.finish([FACTS, *saved])
 
 
-def load_domains(place: Workspace, names: Sequence[str], identifiers: IdentifierTable | None) -> list[RecommenderDomain]:
+def load_domains(
+    place: Workspace, names: Sequence[str], identifiers: IdentifierTable | None
+) -> list[RecommenderDomain]:
     """What recommenders learn from, with identifiers where there are any."""
     found = []
     for name in names:
         domain = place.domain(name)
         codes = identifiers.of(name) if identifiers is not None else None
-        found.append(RecommenderDomain(name, len(domain), domain.sequences.training, domain.sequences.validation, domain.split_id, codes))
+        found.append(
+            RecommenderDomain(
+                name,
+                len(domain),
+                domain.sequences.training,
+                domain.sequences.validation,
+                domain.split_id,
+                codes,
+            )
+        )
     return found

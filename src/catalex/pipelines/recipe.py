@@ -137,15 +137,28 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
-        raise user_error("the recipe does not exist", place=path, remedy=f"did you mean {near!r}?" if near else "check the path") from None
+        near = (
+            nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
+        )
+        raise user_error(
+            "the recipe does not exist",
+            place=path,
+            remedy=f"did you mean {near!r}?" if near else "check the path",
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise user_error(f"the recipe is not valid YAML: {reason}", place=path, remedy="mend the line named above") from None
+        raise user_error(
+            f"the recipe is not valid YAML: {reason}", place=path, remedy="mend the line named above"
+        ) from None
     except IsADirectoryError:
         raise user_error("this is a folder, not a recipe", place=path, remedy="name a YAML file") from None
     if not isinstance(values, dict):
-        raise user_error("a recipe is a mapping of keys to values", place=path, value=values, remedy="see recipes/demo.yaml for an example")
+        raise user_error(
+            "a recipe is a mapping of keys to values",
+            place=path,
+            value=values,
+            remedy="see recipes/demo.yaml for an example",
+        )
     for override in overrides:
         _apply(values, override)
     recipe = Recipe.parse(_expand(values, str(path)), str(path))
@@ -161,13 +174,23 @@ def dump_recipe(recipe: Recipe) -> JSON:
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator:
-        raise user_error("an override has the form key.sub=value", place="--set", value=override, remedy="for example --set recommender.training.epochs=5")
+        raise user_error(
+            "an override has the form key.sub=value",
+            place="--set",
+            value=override,
+            remedy="for example --set recommender.training.epochs=5",
+        )
     parts = key.split(".")
     block = values
     for part in parts[:-1]:
         inner = block.setdefault(part, {})
         if not isinstance(inner, dict):
-            raise user_error(f"{part!r} is not a block", place="--set", value=override, remedy="check the key against the recipe")
+            raise user_error(
+                f"{part!r} is not a block",
+                place="--set",
+                value=override,
+                remedy="check the key against the recipe",
+            )
         block = inner
     block[parts[-1]] = yaml.safe_load(text)
 
@@ -185,7 +208,12 @@ def _expand(value: Any, place: str) -> Any:
         if match[1] == "CATALEX_SAMPLE":
             return str(sample.path())
         if match[1] not in os.environ:
-            raise user_error(f"the environment variable {match[1]} is not set", place=place, value=value, remedy=f"set it, for example: {match[1]}=/path/to/it catalex run ..")
+            raise user_error(
+                f"the environment variable {match[1]} is not set",
+                place=place,
+                value=value,
+                remedy=f"set it, for example: {match[1]}=/path/to/it catalex run ..",
+            )
         return os.environ[match[1]]
 
     return VARIABLE.sub(replace, value)
@@ -194,14 +222,24 @@ def _expand(value: Any, place: str) -> Any:
 def _check(recipe: Recipe, path: Path) -> None:
     """Names that must exist, before anything long begins."""
     if not NAME.fullmatch(recipe.name):
-        raise user_error("a run's name uses lower-case letters, digits, '-', '_' and '.'", place=f"{path}: name", value=recipe.name)
+        raise user_error(
+            "a run's name uses lower-case letters, digits, '-', '_' and '.'",
+            place=f"{path}: name",
+            value=recipe.name,
+        )
     if not recipe.domains:
         raise user_error("a recipe needs at least one domain", place=f"{path}: domains", remedy="add one")
     for name in recipe.domains:
         if not NAME.fullmatch(name):
-            raise user_error("a domain's name uses lower-case letters, digits, '-', '_' and '.'", place=f"{path}: domains", value=name)
+            raise user_error(
+                "a domain's name uses lower-case letters, digits, '-', '_' and '.'",
+                place=f"{path}: domains",
+                value=name,
+            )
     if not recipe.seeds or len(set(recipe.seeds)) != len(recipe.seeds):
-        raise user_error("seeds are distinct integers, at least one", place=f"{path}: seeds", value=recipe.seeds)
+        raise user_error(
+            "seeds are distinct integers, at least one", place=f"{path}: seeds", value=recipe.seeds
+        )
     lists = {
         "tokenize.domains": recipe.tokenize.domains,
         "pretrain.domains": recipe.pretrain_domains,
@@ -212,6 +250,15 @@ def _check(recipe: Recipe, path: Path) -> None:
         for name in names or []:
             if name not in recipe.domains:
                 close = nearest(name, recipe.domains)
-                raise user_error(f"unknown domain {name!r}", place=f"{path}: {key}", allowed=list(recipe.domains), remedy=f"did you mean {close!r}?" if close else "declare it under 'domains'")
+                raise user_error(
+                    f"unknown domain {name!r}",
+                    place=f"{path}: {key}",
+                    allowed=list(recipe.domains),
+                    remedy=f"did you mean {close!r}?" if close else "declare it under 'domains'",
+                )
     if recipe.transfer and "pretrained" in recipe.transfer.starts and not recipe.pretrain_domains:
-        raise user_error("transfer starts from a pre-trained recommender, but the recipe has no 'pretrain' block", place=f"{path}: transfer", remedy="add 'pretrain' or set transfer.starts: [scratch]")
+        raise user_error(
+            "transfer starts from a pre-trained recommender, but the recipe has no 'pretrain' block",
+            place=f"{path}: transfer",
+            remedy="add 'pretrain' or set transfer.starts: [scratch]",
+        )

@@ -34,8 +34,16 @@ def report_stage(recipe: Recipe) -> Path:
         "name": recipe.name,
         "recipe": dump_recipe(recipe),
         "environment": _environment(recipe, place, folders),
-        "domains": {name: _statistics(place, name) for name in recipe.domains if (place.prepared(name) / STAGE_FILE).is_file()},
-        "training": [_training(place, folder) for folder in folders if (folder / FACTS).is_file() and "curves" in read_json(folder / FACTS)],
+        "domains": {
+            name: _statistics(place, name)
+            for name in recipe.domains
+            if (place.prepared(name) / STAGE_FILE).is_file()
+        },
+        "training": [
+            _training(place, folder)
+            for folder in folders
+            if (folder / FACTS).is_file() and "curves" in read_json(folder / FACTS)
+        ],
         "cost": [
             {"stage": str(folder.relative_to(place.root)), "seconds": seconds}
             for folder in folders
@@ -46,13 +54,26 @@ def report_stage(recipe: Recipe) -> Path:
     if health is not None:
         curves = read_optional(place.tokenized / "curves.json") or {}
         options = {key: value for key, value in recipe.tokenizer.items() if key != "name"}
-        found["tokenizer"] = {"name": recipe.tokenizer.get("name"), "options": options, "curves": curves, "health": health}
+        found["tokenizer"] = {
+            "name": recipe.tokenizer.get("name"),
+            "options": options,
+            "curves": curves,
+            "health": health,
+        }
     judged = read_optional(place.root / "evaluate" / SUMMARY)
     if judged:
         found["results"] = [_result(recipe, row) for row in judged["results"]]
         found["comparisons"] = judged["comparisons"]
-        found["ours"] = sorted({row["system"] for row in judged["results"] if row["name"] == recipe.recommender.get("name", "t5")})
-        found["examples"] = [e for name in recipe.evaluate_domains for e in _examples(recipe, place, name, found["ours"])]
+        found["ours"] = sorted(
+            {
+                row["system"]
+                for row in judged["results"]
+                if row["name"] == recipe.recommender.get("name", "t5")
+            }
+        )
+        found["examples"] = [
+            e for name in recipe.evaluate_domains for e in _examples(recipe, place, name, found["ours"])
+        ]
     write_report(found, place.reported)
     return place.reported
 
@@ -69,7 +90,10 @@ def _environment(recipe: Recipe, place: Workspace, folders: list[Path]) -> dict[
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "numpy")},
         },
-        "hashes": {str(folder.relative_to(place.root)): read_json(folder / STAGE_FILE)["fingerprint"][:16] for folder in folders},
+        "hashes": {
+            str(folder.relative_to(place.root)): read_json(folder / STAGE_FILE)["fingerprint"][:16]
+            for folder in folders
+        },
     }
 
 

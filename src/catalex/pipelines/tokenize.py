@@ -32,7 +32,10 @@ def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
         "seed": recipe.seeds[0],
     }
     stage = Stage(place.tokenized, "tokenize", inputs)
-    with running(stage, f"tokenize with {recipe.tokenizer.get('name')} trained on {', '.join(recipe.tokenizer_domains)}") as needed:
+    with running(
+        stage,
+        f"tokenize with {recipe.tokenizer.get('name')} trained on {', '.join(recipe.tokenizer_domains)}",
+    ) as needed:
         if needed:
             _tokenize(recipe, stage)
     found: dict[str, Any] = read_json(stage.folder / HEALTH)
@@ -45,9 +48,12 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
     domains = {name: place.domain(name) for name in recipe.domains}
     vectors = {name: load_vectors(place, name) for name in recipe.domains}
     learned_from = [
-        TokenizerDomain(name, vectors[name], domains[name].sequences.training, domains[name].split_id) for name in recipe.tokenizer_domains
+        TokenizerDomain(name, vectors[name], domains[name].sequences.training, domains[name].split_id)
+        for name in recipe.tokenizer_domains
     ]
-    curves = tokenizer.fit(learned_from, seed=recipe.seeds[0], device=resolve_device(recipe.device), partial=stage.partial)
+    curves = tokenizer.fit(
+        learned_from, seed=recipe.seeds[0], device=resolve_device(recipe.device), partial=stage.partial
+    )
     folder = stage.folder / TOKENIZER
     tokenizer.save(folder)
     method = recipe.tokenize.conflicts
@@ -59,7 +65,15 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
         after = resolve(tokenizer, vectors[name], before, method=method)
         table = table.add(name, after, version)
         tokenized.append(
-            TokenizedDomain(name, vectors[name], before, after, domain.titles, domain.sequences.training, domain.sequences.validation)
+            TokenizedDomain(
+                name,
+                vectors[name],
+                before,
+                after,
+                domain.titles,
+                domain.sequences.training,
+                domain.sequences.validation,
+            )
         )
         say(f"tokenize {name}: {len(after):,} identifiers")
     table.save(stage.folder / IDENTIFIERS)
@@ -86,7 +100,10 @@ def print_health(found: dict[str, Any]) -> None:
             f"{row['collisions_before'][-1]['rate']:.4f}",
             f"{row['collisions_after'][-1]['rate']:.4f}",
             f"{row['moved']:,}",
-            *(" ".join(f"{level[key]:.{digits}f}" for level in levels) for key, digits in (("utilisation", 2), ("perplexity", 0), ("conditional_entropy", 2))),
+            *(
+                " ".join(f"{level[key]:.{digits}f}" for level in levels)
+                for key, digits in (("utilisation", 2), ("perplexity", 0), ("conditional_entropy", 2))
+            ),
             f"{row['error']:.3f}",
             f"{row['neighbours']['prefix']:.3f}",
             f"{row['transitions']['item']:.3f}",

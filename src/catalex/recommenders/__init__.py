@@ -41,7 +41,11 @@ def make_recommender(settings: Mapping[str, Any], place: str, space: CodeSpace |
     if kind is Generative:
         assert isinstance(parsed, GenerativeOptions)
         if space is None:
-            raise user_error("a generative recommender needs identifiers", place=place, remedy="run 'catalex tokenize' first")
+            raise user_error(
+                "a generative recommender needs identifiers",
+                place=place,
+                remedy="run 'catalex tokenize' first",
+            )
         return Generative(parsed, space)
     build: Any = kind
     recommender: Recommender = build(parsed)

@@ -63,7 +63,9 @@ class Recommender(ABC):
     Options: ClassVar[type[Options]]
 
     @abstractmethod
-    def fit(self, domains: Sequence[RecommenderDomain], *, seed: int, device: str, partial: Path | None = None) -> Mapping[str, JSON]:
+    def fit(
+        self, domains: Sequence[RecommenderDomain], *, seed: int, device: str, partial: Path | None = None
+    ) -> Mapping[str, JSON]:
         """Train with early stopping on the validation cases of `domains`.
 
         Args:
@@ -115,7 +117,10 @@ class ScoringRecommender(Recommender):
 
     def recommend(self, histories: Histories, k: int) -> Ranking:
         rows = np.arange(len(histories))
-        blocks = [self._best(self.score(histories.take(rows[i : i + self.BLOCK])), k) for i in range(0, len(rows), self.BLOCK)]
+        blocks = [
+            self._best(self.score(histories.take(rows[i : i + self.BLOCK])), k)
+            for i in range(0, len(rows), self.BLOCK)
+        ]
         if not blocks:
             return Ranking(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
         return Ranking(np.concatenate([b.items for b in blocks]), np.concatenate([b.scores for b in blocks]))
@@ -128,7 +133,9 @@ class ScoringRecommender(Recommender):
         best = np.take_along_axis(scores, order, axis=1)
         if count < k:
             fill = ((0, 0), (0, k - count))
-            return Ranking(np.pad(order, fill, constant_values=ABSENT), np.pad(best, fill, constant_values=-np.inf))
+            return Ranking(
+                np.pad(order, fill, constant_values=ABSENT), np.pad(best, fill, constant_values=-np.inf)
+            )
         return Ranking(order.astype(np.int64), best)
 
     def ranks(self, cases: Cases, k: int) -> Ints:

@@ -113,7 +113,9 @@ class Generative(Recommender):
         self._started_from = folder
         self.splits = dict(other["splits"])
 
-    def fit(self, domains: Sequence[RecommenderDomain], *, seed: int, device: str, partial: Path | None = None) -> Mapping[str, JSON]:
+    def fit(
+        self, domains: Sequence[RecommenderDomain], *, seed: int, device: str, partial: Path | None = None
+    ) -> Mapping[str, JSON]:
         o = self.options
         if self._started_from is None:
             seed_torch(seed, "weights")
@@ -131,7 +133,11 @@ class Generative(Recommender):
             temperature=o.temperature,
         )
         if not len(examples):
-            raise user_error("no training sequence has two items", place=", ".join(d.name for d in domains), remedy="use a larger domain")
+            raise user_error(
+                "no training sequence has two items",
+                place=", ".join(d.name for d in domains),
+                remedy="use a larger domain",
+            )
         chosen = [_subset(d, o.validation_users, seed) for d in domains]
 
         def validate(model: torch.nn.Module) -> float:
@@ -166,9 +172,18 @@ class Generative(Recommender):
 
     def _tokens(self, domain: RecommenderDomain) -> Ints:
         if domain.identifiers is None:
-            raise user_error("the generative recommender needs identifiers", place=domain.name, remedy="run 'catalex tokenize' first")
+            raise user_error(
+                "the generative recommender needs identifiers",
+                place=domain.name,
+                remedy="run 'catalex tokenize' first",
+            )
         if domain.identifiers.shape[1] != self.space.levels:
-            raise user_error("the identifiers have another number of levels", place=domain.name, value=domain.identifiers.shape[1], allowed=str(self.space.levels))
+            raise user_error(
+                "the identifiers have another number of levels",
+                place=domain.name,
+                value=domain.identifiers.shape[1],
+                allowed=str(self.space.levels),
+            )
         return self.vocabulary.tokens(domain.identifiers)
 
     # --- recommending -------------------------------------------------------------------------------------------
@@ -200,7 +215,9 @@ class Generative(Recommender):
         latest = histories.latest(self.options.max_history)
         lengths = latest.lengths
         if len(lengths) and lengths.min() == 0:
-            raise user_error("a history is empty", value=int(lengths.argmin()), remedy="give at least one item")
+            raise user_error(
+                "a history is empty", value=int(lengths.argmin()), remedy="give at least one item"
+            )
         items = np.full((len(latest), k), ABSENT, np.int64)
         scores = np.full((len(latest), k), -np.inf, np.float32)
         order = np.argsort(lengths, kind="stable")
@@ -232,7 +249,9 @@ class Generative(Recommender):
     @classmethod
     def load(cls, folder: Path) -> Self:
         config = _read_config(folder)
-        recommender = cls(GenerativeOptions.parse(config["options"], str(folder / "config.json")), _space(config["space"]))
+        recommender = cls(
+            GenerativeOptions.parse(config["options"], str(folder / "config.json")), _space(config["space"])
+        )
         recommender.model = load_t5(folder / "model")
         recommender.splits = dict(config["splits"])
         codes = read_arrays(folder / "catalogue.safetensors")["codes"].astype(np.int32)
@@ -250,7 +269,9 @@ def _subset(domain: RecommenderDomain, count: int | None, seed: int) -> Cases:
     cases = domain.validation
     if count is None or len(cases) <= count:
         return cases
-    return cases.take(np.sort(generator(seed, "validation", domain.name).choice(len(cases), count, replace=False)))
+    return cases.take(
+        np.sort(generator(seed, "validation", domain.name).choice(len(cases), count, replace=False))
+    )
 
 
 def _padded(histories: Histories, pad: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -266,7 +287,13 @@ def _padded(histories: Histories, pad: int, device: str) -> tuple[torch.Tensor, 
 def _read_config(folder: Path) -> dict[str, JSON]:
     config: dict[str, JSON] = read_json(folder / "config.json")
     if config.get("name") != "t5" or config.get("format") != FORMAT:
-        raise user_error("this is not a generative recommender of this version", place=folder / "config.json", value=[config.get("name"), config.get("format")], allowed=f"['t5', {FORMAT}]", remedy="train it again with this version")
+        raise user_error(
+            "this is not a generative recommender of this version",
+            place=folder / "config.json",
+            value=[config.get("name"), config.get("format")],
+            allowed=f"['t5', {FORMAT}]",
+            remedy="train it again with this version",
+        )
     return config
 
 

@@ -18,7 +18,13 @@ from catalex.types import JSON
 CURRENT = "checkpoint"
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, torch.Tensor] | None, state: JSON) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, torch.Tensor] | None,
+    state: JSON,
+) -> None:
     """Replace the checkpoint in `folder` by the present weights, optimizer moments, best weights and `state`."""
     fresh, current, old = folder / f"{CURRENT}.new", folder / CURRENT, folder / f"{CURRENT}.old"
     try:
@@ -38,9 +44,13 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         raise explain_os_error(error, folder) from error
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[JSON, dict[str, torch.Tensor] | None] | None:
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[JSON, dict[str, torch.Tensor] | None] | None:
     """Put the last checkpoint into `model` and `optimizer`; return its state and the best weights, None if there is none."""
-    present = next((p for p in (folder / CURRENT, folder / f"{CURRENT}.old") if (p / "state.json").is_file()), None)
+    present = next(
+        (p for p in (folder / CURRENT, folder / f"{CURRENT}.old") if (p / "state.json").is_file()), None
+    )
     if present is None:
         return None
     model.load_state_dict(_tensors(read_arrays(present / "model.safetensors")))
@@ -52,7 +62,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Optimizer state as named tensors: ``<parameter number>.<key>``."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{key}": torch.as_tensor(value) for number, values in state.items() for key, value in values.items()}
+    return {
+        f"{number}.{key}": torch.as_tensor(value)
+        for number, values in state.items()
+        for key, value in values.items()
+    }
 
 
 def _restore_moments(optimizer: torch.optim.Optimizer, moments: dict[str, torch.Tensor]) -> None:

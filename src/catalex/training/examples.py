@@ -105,7 +105,17 @@ class PrefixExamples:
             domains.append(np.full(usable.sum(), number))
             base += len(sequence.items)
         items = torch.from_numpy(np.concatenate(flat).astype(np.int64)).to(table.tokens.device)
-        return cls(table, items, np.concatenate(starts), np.concatenate(targets), np.concatenate(domains), max_history, batch_size, seed, temperature)
+        return cls(
+            table,
+            items,
+            np.concatenate(starts),
+            np.concatenate(targets),
+            np.concatenate(domains),
+            max_history,
+            batch_size,
+            seed,
+            temperature,
+        )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -124,7 +134,10 @@ class PrefixExamples:
             members = random.permutation(members)
             whole = len(members) // self.batch_size * self.batch_size
             batches += [(slots, part) for part in members[:whole].reshape(-1, self.batch_size)]
-            carried, shortest = members[whole:], slots  # a rest too small for a batch joins the next longer class
+            carried, shortest = (
+                members[whole:],
+                slots,
+            )  # a rest too small for a batch joins the next longer class
         if len(carried):
             batches.append((classes[-1], carried))
         order = random.permutation(len(batches))
@@ -149,13 +162,19 @@ class PrefixExamples:
         """Tokens ``(B, T)`` and labels ``(B, L + 1)`` of `examples`; missing rows are filled with ignored ones."""
         device = self.items.device
         rows = np.resize(examples, self.batch_size)
-        both = torch.from_numpy(np.stack([self.starts[rows], self.targets[rows]])).to(device, non_blocking=True)
+        both = torch.from_numpy(np.stack([self.starts[rows], self.targets[rows]])).to(
+            device, non_blocking=True
+        )
         starts, targets = both[0], both[1]
         lengths = targets - starts
         places = torch.arange(slots, device=device)
         inside = places < lengths[:, None]
-        items = torch.where(inside, self.items[(starts[:, None] + places).clamp(max=len(self.items) - 1)], self.table.pad)
-        labels = torch.cat([self.table.tokens[self.items[targets]], targets.new_full((len(rows), 1), self.table.eos)], dim=1)
+        items = torch.where(
+            inside, self.items[(starts[:, None] + places).clamp(max=len(self.items) - 1)], self.table.pad
+        )
+        labels = torch.cat(
+            [self.table.tokens[self.items[targets]], targets.new_full((len(rows), 1), self.table.eos)], dim=1
+        )
         if len(examples) < self.batch_size:
             labels[len(examples) :] = IGNORE
         return {"tokens": self.table.write(items, lengths), "labels": labels}

@@ -60,8 +60,6 @@ class TrainingOptions(Options):
     """Epochs between two validations."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products; weights stay float32. `auto` is bf16 on CUDA and fp32 on a CPU."""
-    compile: bool = False
-    """Compile the loss with torch.compile: pays off on CUDA after about a minute."""
     checkpoint_seconds: float = 60.0
     """Seconds between two checkpoints; has no influence on results."""
 
@@ -70,7 +68,9 @@ class TrainingOptions(Options):
 class TrainingReport:
     """What a training run did; `curves` has one entry a validation."""
 
-    curves: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "loss": [], "valid_ndcg@10": []})
+    curves: dict[str, list[float]] = field(
+        default_factory=lambda: {"epoch": [], "loss": [], "valid_ndcg@10": []}
+    )
     best_epoch: int = 0
     best_metric: float = -math.inf
     steps: int = 0
@@ -132,7 +132,13 @@ def train(
             batches = first if begin or epoch == 0 else plan(epoch)
             model.train()
             for index in range(begin, len(batches)):
-                rate = learning_rate(report.steps, peak=options.learning_rate, total=total_steps, warmup=options.warmup_steps, schedule=options.schedule)
+                rate = learning_rate(
+                    report.steps,
+                    peak=options.learning_rate,
+                    total=total_steps,
+                    warmup=options.warmup_steps,
+                    schedule=options.schedule,
+                )
                 set_learning_rate(optimizer, rate)
                 seed_torch(seed, "step", report.steps, processes.process_index)
                 loss_sum += step(_share(batches[index], processes))
@@ -145,7 +151,11 @@ def train(
                     saved = time.monotonic()
             mean = loss_sum.item() / len(batches)
             if not math.isfinite(mean):
-                raise user_error("the loss is no longer a number", place=f"{name}, epoch {epoch + 1}", remedy="lower learning_rate or set clip_norm: 1.0")
+                raise user_error(
+                    "the loss is no longer a number",
+                    place=f"{name}, epoch {epoch + 1}",
+                    remedy="lower learning_rate or set clip_norm: 1.0",
+                )
             epoch, begin = epoch + 1, 0
             loss_sum.zero_()
             if epoch % options.evaluate_every == 0 or epoch == options.epochs:
@@ -156,7 +166,10 @@ def train(
                 if metric > report.best_metric:
                     report.best_metric, report.best_epoch = metric, epoch
                     best = {key: value.detach().clone() for key, value in model.state_dict().items()}
-                track.advance(0, note=f"epoch {epoch}, loss {mean:.4f}, valid NDCG@10 {metric:.4f} (best {report.best_metric:.4f})")
+                track.advance(
+                    0,
+                    note=f"epoch {epoch}, loss {mean:.4f}, valid NDCG@10 {metric:.4f} (best {report.best_metric:.4f})",
+                )
     if best is not None:
         model.load_state_dict(best)
     checkpoint()
@@ -197,12 +210,11 @@ def _make_step(
     """A function that does one optimiser step and returns the detached loss."""
     on_cuda = device.startswith("cuda")
     bf16 = options.precision == "bf16" or (options.precision == "auto" and on_cuda)
-    compute = torch.compile(loss, dynamic=False) if options.compile else loss
 
     def eager(batch: Batch) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=bf16):
-            value: Tensor = compute(model, batch)
+            value = loss(model, batch)
         value.backward()
         if processes.num_processes > 1:
             for parameter in model.parameters():

@@ -58,7 +58,9 @@ def test_padding_changes_nothing(model: T5) -> None:
     tokens = histories()
     longer = torch.cat([tokens, torch.zeros(4, 9, dtype=torch.long)], 1)
     with torch.no_grad():
-        assert torch.allclose(model.encode(longer)[:, :40][tokens != 0], model.encode(tokens)[tokens != 0], atol=1e-5)
+        assert torch.allclose(
+            model.encode(longer)[:, :40][tokens != 0], model.encode(tokens)[tokens != 0], atol=1e-5
+        )
 
 
 def test_later_labels_do_not_change_earlier_logits(model: T5) -> None:
@@ -87,7 +89,9 @@ def test_ignored_labels_add_nothing(model: T5) -> None:
     partly = labels.clone()
     partly[2:] = IGNORE
     with torch.no_grad():
-        assert model.loss(tokens, partly).item() == pytest.approx(model.loss(tokens[:2], labels[:2]).item(), abs=1e-5)
+        assert model.loss(tokens, partly).item() == pytest.approx(
+            model.loss(tokens[:2], labels[:2]).item(), abs=1e-5
+        )
 
 
 def test_overfits_32_examples() -> None:

@@ -15,14 +15,28 @@ from catalex.training.loop import Batch, TrainingOptions, TrainingReport, train
 from catalex.training.optim import learning_rate
 from catalex.training.seeds import derive, generator
 
-OPTIONS = TrainingOptions(epochs=6, batch_size=8, learning_rate=0.05, weight_decay=0.01, clip_norm=1.0, schedule="cosine", warmup_steps=3)
+OPTIONS = TrainingOptions(
+    epochs=6,
+    batch_size=8,
+    learning_rate=0.05,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    schedule="cosine",
+    warmup_steps=3,
+)
 
 
 class Killed(Exception):
     pass
 
 
-def run(partial: Path | None = None, options: TrainingOptions = OPTIONS, kill_at: int | None = None, metrics: list[float] | None = None, seed: int = 0) -> tuple[nn.Module, TrainingReport]:
+def run(
+    partial: Path | None = None,
+    options: TrainingOptions = OPTIONS,
+    kill_at: int | None = None,
+    metrics: list[float] | None = None,
+    seed: int = 0,
+) -> tuple[nn.Module, TrainingReport]:
     """Fit a line with dropout; raise `Killed` when batch number `kill_at` of the run is asked for."""
     torch.manual_seed(derive(seed, "weights"))
     model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
@@ -52,7 +66,17 @@ def run(partial: Path | None = None, options: TrainingOptions = OPTIONS, kill_at
         assert not model.training
         return next(given) if metrics else -(model(fixed).squeeze(1) - fixed.sum(1)).square().mean().item()
 
-    return model, train(model, plan=Plan, loss=loss, validate=validate, options=options, seed=seed, device="cpu", partial=partial, name="test")
+    return model, train(
+        model,
+        plan=Plan,
+        loss=loss,
+        validate=validate,
+        options=options,
+        seed=seed,
+        device="cpu",
+        partial=partial,
+        name="test",
+    )
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -78,7 +102,11 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, kill_at: int) -> 
     model, report = run(tmp_path, options)
     assert torch.equal(weights(model), weights(expected))
     assert report.curves == facts.curves
-    assert (report.best_epoch, report.best_metric, report.steps) == (facts.best_epoch, facts.best_metric, facts.steps)
+    assert (report.best_epoch, report.best_metric, report.steps) == (
+        facts.best_epoch,
+        facts.best_metric,
+        facts.steps,
+    )
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
@@ -93,13 +121,19 @@ def test_stops_after_patience_and_keeps_the_best_weights() -> None:
     model, report = run(options=options, metrics=[0.1, 0.3, 0.2, 0.3, 0.9])
     assert report.curves["epoch"] == [1, 2, 3, 4]
     assert (report.best_epoch, report.best_metric) == (2, 0.3)
-    until_best, _ = run(options=OPTIONS.model_copy(update={"evaluate_every": 2, "patience": 1}), metrics=[0.3, 0.1])
+    until_best, _ = run(
+        options=OPTIONS.model_copy(update={"evaluate_every": 2, "patience": 1}), metrics=[0.3, 0.1]
+    )
     assert torch.equal(weights(model), weights(until_best))
 
 
 def test_a_diverging_loss_is_reported_with_a_remedy() -> None:
     with pytest.raises(CatalexError, match=r"no longer a number.*learning_rate"):
-        run(options=OPTIONS.model_copy(update={"learning_rate": 1e30, "clip_norm": None, "schedule": "constant"}))
+        run(
+            options=OPTIONS.model_copy(
+                update={"learning_rate": 1e30, "clip_norm": None, "schedule": "constant"}
+            )
+        )
 
 
 def test_bf16_products_change_little() -> None:
@@ -145,10 +179,26 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
 
     def weights_of(*launcher: str) -> list[float]:
-        done = subprocess.run([sys.executable, *launcher, str(script)], capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script)], capture_output=True, text=True, timeout=240, check=False
+        )
         line = next((line for line in done.stdout.splitlines() if line.startswith("WEIGHTS")), None)
         assert line is not None, done.stderr[-2000:]
         return [float(value) for value in line.split()[1:]]
 
-    together = weights_of("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29611")
+    together = weights_of(
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "29611",
+    )
     assert together == pytest.approx(weights_of(), abs=1e-5)
