@@ -29,6 +29,7 @@ import transformers
 
 from catalex.decoding import Trie, beam_search
 from catalex.models.t5 import T5, T5Options, save_t5
+from catalex.reporting.ledger import BenchmarkLine, append
 
 CODES = 256
 K = 10
@@ -60,7 +61,25 @@ def main() -> None:
         if peer is not None:
             runs["transformers"] = partial(peer, tokens)
             agreement(batch, ours(), peer(tokens), options.precision)
-        report(batch, measure(runs, options))
+        times = measure(runs, options)
+        report(batch, times)
+        if options.record is not None and peer is not None:
+            append(options.record, ledger_line(batch, times, options))
+
+
+def ledger_line(batch: int, times: dict[str, list[Times]], options: argparse.Namespace) -> BenchmarkLine:
+    """Milliseconds a batch beside the peer's, for the benchmark ledger."""
+    wall = {name: statistics.median(each[0] for each in values) * 1e3 for name, values in times.items()}
+    where = "cuda" if options.device.startswith("cuda") else "cpu"
+    values = {
+        "name": f"decode/{where}-batch-{batch}-beam-{options.beam}-{options.precision}",
+        "value": round(wall["catalex"], 3),
+        "unit": "ms a batch",
+        "baseline": "transformers generate with a Python trie",
+        "baseline_value": round(wall["transformers"], 3),
+        "ratio": round(wall["transformers"] / wall["catalex"], 2),
+    }
+    return BenchmarkLine.parse(values, "decode")
 
 
 def arguments() -> argparse.Namespace:
@@ -80,6 +99,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without-peer", action="store_true", help="time catalex alone")
+    parser.add_argument("--record", type=Path, help="benchmark ledger to append to")
     return parser.parse_args()
 
 

@@ -20,11 +20,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from catalex.reporting.ledger import BenchmarkLine, append
 
 CHUNK = 2_000_000
 """Interactions generated at a time."""
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--interactions", type=int, default=2_000_000)
     parser.add_argument("--skip-pandas", action="store_true", help="pandas needs several times the memory")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--record", type=Path, help="benchmark ledger to append to")
     parser.add_argument("--contender", choices=["catalex", "pandas"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
@@ -149,6 +153,26 @@ def main() -> None:
             report["pandas"] = measured("pandas", folder)
             report["same_events"] = "failed" not in report["pandas"] and same_events(folder)  # type: ignore[operator]
         print(json.dumps(report, indent=1))
+        if arguments.record is not None:
+            for line in ledger_lines(report):
+                append(arguments.record, line)
+
+
+def ledger_lines(report: dict[str, Any]) -> list[BenchmarkLine]:
+    """Seconds and peak memory beside pandas, where pandas was run."""
+    lines = []
+    for key, unit in (("seconds", "s"), ("peak_gib", "GiB")):
+        values = {
+            "name": f"prepare/{report['interactions']:,}-interactions-{key}",
+            "value": report["catalex"][key],
+            "unit": unit,
+        }
+        if "seconds" in report.get("pandas", {}):
+            peer = report["pandas"][key]
+            ratio = round(peer / values["value"], 2)
+            values |= {"baseline": "pandas idiom", "baseline_value": peer, "ratio": ratio}
+        lines.append(BenchmarkLine.parse(values, "prepare"))
+    return lines
 
 
 if __name__ == "__main__":

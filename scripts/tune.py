@@ -1,9 +1,9 @@
-"""Choose a baseline's settings on validation: fit every point of a grid and print the validation NDCG@10 of each.
+"""Choose a baseline's settings: fit every point of a grid and print the validation NDCG@10 of each.
 
     python scripts/tune.py recipes/beauty.yaml sasrec dropout=0.2,0.3,0.5 hidden=64,128
 
-The test cases are never touched. Put the best line under ``baselines`` of the recipe. Finished points are skipped
-when the command is run again.
+The test cases are never touched. Put the best line under ``baselines`` of the recipe. Finished points are
+skipped when the command is run again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """catalex: catalog to lexicon. Tokenize once, recommend anywhere.
 
-The public face is small: read a recipe and run it, open a bundle and recommend, or take the parts (`TOKENIZERS`,
-`RECOMMENDERS`, `ENCODERS`, `Domain`) and build your own story. Parts are imported on first use, so that
-``import catalex`` is quick and a training machine needs no data-preparation libraries.
+The public face is small: read a recipe and run it, open a bundle and recommend, or take the parts
+(`TOKENIZERS`, `RECOMMENDERS`, `ENCODERS`, `Domain`) and build your own story. Parts are imported on first
+use, so that ``import catalex`` is quick and a training machine needs no data-preparation libraries.
 """
 
 from __future__ import annotations

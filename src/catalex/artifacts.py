@@ -1,16 +1,18 @@
 """Files of a run: atomic writing, hashing, and stage folders that know whether they are done.
 
-Nothing is ever half-written: each file goes to a temporary name beside its target, is flushed to disk and renamed.
-A stage is done when its `stage.json`, written last, names every output with its hash.
+Nothing is ever half-written: each file goes to a temporary name beside its target, is flushed to disk and
+renamed. A stage is done when its `stage.json`, written last, names every output with its hash.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -25,13 +27,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as _load_numpy
 from safetensors.numpy import save_file as _save_numpy
 
-from catalex.errors import user_error
+from catalex.errors import CatalexError, user_error
 from catalex.types import JSON
 
 STAGE_FILE = "stage.json"
+TEMPORARY = ".tmp"
+"""Ending of files that are not whole yet; their names begin with a dot."""
 
 
-# --- writing -----------------------------------------------------------------------------------------------------
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -44,7 +48,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=TEMPORARY, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -55,6 +59,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _sync_folder(target.parent)
     except OSError as error:
         raise explain_os_error(error, target) from error
+    except SafetensorError as error:  # the Rust writer hides the number of the system's error in a text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise explain_os_error(OSError(int(number[1]), str(error)), target) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -78,6 +87,14 @@ def explain_os_error(error: OSError, target: Path) -> Exception:
             place=target,
             remedy="raise the limit (ulimit -f) or write elsewhere",
         )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return user_error(
+            "a file stands where a folder is needed, or a folder where a file is",
+            place=target,
+            remedy="move it away, or choose another folder",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return user_error("the name of the file is too long", place=target, remedy="choose a shorter name")
     return error
 
 
@@ -115,7 +132,7 @@ def write_arrays(
         _save_numpy(contiguous, temporary, metadata=dict(metadata or {}))
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> JSON:
@@ -185,7 +202,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         ) from None
 
 
-# --- hashing -----------------------------------------------------------------------------------------------------
+# --- hashing ------------------------------------------------------------------------------------------------
 
 
 def hash_file(path: Path) -> str:
@@ -213,14 +230,14 @@ def hash_array(*arrays: np.ndarray[Any, Any]) -> str:
     return digest.hexdigest()
 
 
-# --- stages ------------------------------------------------------------------------------------------------------
+# --- stages -------------------------------------------------------------------------------------------------
 
 
 class Stage:
     """One resumable step of a run: a folder whose `stage.json` says from which inputs its outputs were made.
 
-    A stage is identified by `inputs` (settings and hashes of what it reads). Done with the same inputs: skip it.
-    Killed half-way: `partial` still holds its resumable work, provided the inputs are unchanged.
+    A stage is identified by `inputs` (settings and hashes of what it reads). Done with the same inputs: skip
+    it. Killed half-way: `partial` still holds its resumable work, provided the inputs are unchanged.
 
     >>> stage = Stage(folder, "embed", {"encoder": "minilm"})      # doctest: +SKIP
     >>> if not stage.done:                                         # doctest: +SKIP
@@ -241,10 +258,7 @@ class Stage:
         record = self.record
         if record is None or record.get("fingerprint") != self.fingerprint:
             return False
-        return all(
-            (self.folder / name).is_file() and hash_file(self.folder / name) == digest
-            for name, digest in record["outputs"].items()
-        )
+        return _intact(self.folder, record)
 
     @property
     def record(self) -> dict[str, Any] | None:
@@ -252,8 +266,7 @@ class Stage:
         path = self.folder / STAGE_FILE
         if not path.is_file():
             return None
-        record: dict[str, Any] = read_json(path)
-        return record
+        return _read_record(path)
 
     @property
     def partial(self) -> Path:
@@ -266,8 +279,39 @@ class Stage:
             write_text(owner, self.fingerprint)
         return folder
 
+    def begin(self) -> None:
+        """Forget that the stage was ever done, and drop half-written files of a killed process.
+
+        A stage that is killed half-way through its second run thus never passes for done, and the next verb
+        never reads new files under the hashes of old ones.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.rglob(f".*{TEMPORARY}"):
+            left.unlink(missing_ok=True)
+        if (self.folder / STAGE_FILE).is_file():
+            os.replace(self.folder / STAGE_FILE, self._earlier)
+
+    def give_up(self, *, restore: bool) -> None:
+        """Undo `begin` after a failure: the earlier result counts again if wanted and if no file of it was touched.
+
+        A renaming is all it takes, so it works on a full disk too.
+        """
+        with contextlib.suppress(OSError, CatalexError):
+            if restore and self._earlier.is_file() and _intact(self.folder, _read_record(self._earlier)):
+                os.replace(self._earlier, self.folder / STAGE_FILE)
+            self._earlier.unlink(missing_ok=True)
+
+    @property
+    def _earlier(self) -> Path:
+        """Where the record of the earlier run waits while the stage runs again."""
+        return self.folder / f".{STAGE_FILE}.earlier{TEMPORARY}"
+
     def finish(self, outputs: Sequence[str]) -> None:
-        """Record the outputs (paths relative to the folder) and drop the partial work. The last act of a stage."""
+        """Record the outputs and drop the partial work: the last act of a stage.
+
+        Args:
+            outputs: Paths relative to the folder.
+        """
         record = {
             "verb": self.verb,
             "fingerprint": self.fingerprint,
@@ -275,6 +319,11 @@ class Stage:
             "outputs": {name: hash_file(self.folder / name) for name in sorted(outputs)},
         }
         write_json(self.folder / STAGE_FILE, record)
+        self._earlier.unlink(missing_ok=True)
+        self.drop_partial()
+
+    def drop_partial(self) -> None:
+        """Remove the resumable work of a finished stage."""
         shutil.rmtree(self.folder / "partial", ignore_errors=True)
 
     @property
@@ -287,12 +336,52 @@ def outputs_of(folder: Path, verb: str) -> dict[str, str]:
     """Hashes of a finished stage's outputs, for use as the inputs of the next.
 
     Raises:
-        CatalexError: When the stage has not been finished.
+        CatalexError: When the stage has not been finished, or an output is missing or differs from what the stage
+            wrote (a later run of it was interrupted, or somebody changed the file).
     """
     path = folder / STAGE_FILE
     if not path.is_file():
         raise user_error(
             f"stage '{verb}' has not been run", place=folder, remedy=f"run 'catalex {verb}' first"
         )
-    outputs: dict[str, str] = read_json(path)["outputs"]
+    outputs: dict[str, str] = _read_record(path)["outputs"]
+    for name, digest in outputs.items():
+        output = folder / name
+        if not output.is_file() or _hash_once(output, *_version(output)) != digest:
+            raise user_error(
+                f"the file was {'changed' if output.is_file() else 'removed'} after stage '{verb}' wrote it",
+                place=output,
+                remedy=f"run 'catalex {verb}' again",
+            )
     return outputs
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The content of a `stage.json`."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("outputs"), dict):
+        raise user_error(
+            "this is no record of a stage", place=path, remedy="delete it and run the stage again"
+        )
+    return record
+
+
+def _intact(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether every output of a record is there and unchanged."""
+    return all(
+        (folder / name).is_file() and _hash_once(folder / name, *_version(folder / name)) == digest
+        for name, digest in record["outputs"].items()
+    )
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes whenever a file is replaced or rewritten: inode, size, time of change (ns)."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_ctime_ns
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_once(path: Path, inode: int, size: int, changed: int) -> str:
+    """`hash_file`, remembered while the file stays as it is: one process asks for the same outputs many times."""
+    del inode, size, changed  # part of the memory's key only
+    return hash_file(path)

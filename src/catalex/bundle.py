@@ -69,14 +69,22 @@ class Bundle:
             )
         manifest = read_json(folder / MANIFEST)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            found = manifest.get("format") if isinstance(manifest, dict) else None
+            known = manifest if isinstance(manifest, dict) else {}
             raise user_error(
                 "the bundle was written by another version",
                 place=folder / MANIFEST,
-                value=f"format {found}, catalex {manifest.get('catalex') if isinstance(manifest, dict) else None}",
+                value=f"format {known.get('format')}, catalex {known.get('catalex')}",
                 allowed=f"format {FORMAT} (catalex {catalex.__version__})",
                 remedy="make it again with this version",
             )
+        for key, kind in (("files", dict), ("domain", str), ("split_id", str)):
+            if not isinstance(manifest.get(key), kind):
+                raise user_error(
+                    f"key {key!r} is missing or damaged",
+                    place=folder / MANIFEST,
+                    value=manifest.get(key),
+                    remedy="copy the bundle again, or make it anew",
+                )
         for name, digest in manifest["files"].items():
             if not (folder / name).is_file():
                 raise user_error(
@@ -120,10 +128,17 @@ class Bundle:
         Raises:
             CatalexError: When the catalogue has no such item; names the nearest one.
         """
-        if name.startswith("#") and name[1:].isdigit() and int(name[1:]) < len(self.titles):
-            return int(name[1:])
         if name in self._numbers:
             return self._numbers[name]
+        if name.startswith("#"):
+            if name[1:].isascii() and name[1:].isdigit() and int(name[1:]) < len(self.titles):
+                return int(name[1:])
+            raise user_error(
+                f"the catalogue has no item {name!r}",
+                place=self.folder,
+                allowed=f"#0 to #{len(self.titles) - 1}",
+                remedy="give a number in this range, or a source id",
+            )
         close = nearest(name, self._numbers)
         raise user_error(
             f"the catalogue has no item {name!r}",
@@ -142,7 +157,8 @@ class Bundle:
         if not history:
             raise user_error("the history is empty", place="--history", remedy="give at least one item")
         if k < 1:
-            raise user_error("the number of items must be positive", place="-k", value=k)
+            raise user_error("the number of items must be positive", place="-k", value=k, allowed="at least 1", remedy="ask for one item or more")
+        k = min(k, len(self.titles))  # a longer list cannot come, and would only cost memory
         ranking = self.recommender.recommend(Histories.from_lists([list(history)]), k)
         codes = self.identifiers.of(self.manifest["domain"])
         return [
@@ -172,6 +188,30 @@ def write_bundle(
     """
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        _fill(fresh, domain, split_id, prepared, identifiers, tokenizer, recommender, recipe)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill(
+    fresh: Path,
+    domain: str,
+    split_id: str,
+    prepared: Path,
+    identifiers: IdentifierTable,
+    tokenizer: Path,
+    recommender: Recommender,
+    recipe: JSON,
+) -> None:
+    """Write all files of a bundle into the folder `fresh`."""
     fresh.mkdir(parents=True)
     shutil.copy(prepared / c.ITEMS_FILE, fresh / c.ITEMS_FILE)
     shutil.copytree(tokenizer, fresh / "tokenizer")
@@ -191,9 +231,3 @@ def write_bundle(
         "files": {name: hash_file(fresh / name) for name in files},
     }
     write_json(fresh / MANIFEST, manifest)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,16 +1,19 @@
-"""The command line: verbs only, each calls one pipeline. A user's mistake ends in one sentence and exit code 2."""
+"""The command line: verbs only, each calls one pipeline.
+
+A user's mistake ends in one sentence and exit code 2.
+"""
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import catalex
+from catalex.artifacts import explain_os_error
 from catalex.errors import EXIT_CODE, CatalexError
 
 app = typer.Typer(
@@ -24,6 +27,12 @@ data_app = typer.Typer(help="Public datasets: where they are, and download.", no
 ledger_app = typer.Typer(help="The results ledger.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for every mistake in the command itself; it has no public name of its own."""
 
 DEFAULT_LEDGER = Path("docs/results/results.jsonl")
 
@@ -147,7 +156,8 @@ def recommend(
     history: Annotated[
         str,
         typer.Option(
-            help="Items of the history, oldest first, separated by commas: source ids, or '#12' for item number 12."
+            help="Items of the history, oldest first, separated by commas: source ids, "
+            "or '#12' for item number 12."
         ),
     ],
     k: Annotated[int, typer.Option("-k", help="Items wanted.")] = 10,
@@ -172,10 +182,10 @@ def recommend(
         return
     print("after")
     for item in items:
-        print(f"          {opened.titles[item]}")
+        print(f"          {_line(opened.titles[item])}")
     print("recommended")
     for s in found:
-        print(f"{s.score:8.3f}  {s.title}  <{'-'.join(map(str, s.identifier))}>")
+        print(f"{s.score:8.3f}  {_line(s.title)}  <{'-'.join(map(str, s.identifier))}>")
 
 
 @app.command()
@@ -208,7 +218,7 @@ def data_list() -> None:
 def data_describe(
     name: Annotated[str, typer.Argument(help="Name of a dataset, or a prepared folder.")],
 ) -> None:
-    """Addresses, terms, citation and a recipe snippet of a dataset; or the statistics of a prepared folder."""
+    """Addresses, terms, citation and recipe of a dataset, or the statistics of a prepared folder."""
     if Path(name).is_dir():
         from catalex.data.statistics import print_statistics
 
@@ -265,21 +275,42 @@ def ledger_merge(
 def main() -> None:
     """Entry point of the ``catalex`` command."""
     try:
-        app(standalone_mode=True)
+        code = app(prog_name="catalex", standalone_mode=False)
     except CatalexError as error:
-        print(f"catalex: {error}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        _refuse(str(error))
+    except USAGE_ERROR as error:
+        _refuse(_explain_usage(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        explained = explain_os_error(error, Path(error.filename2 or error.filename or Path.cwd()))
+        if not isinstance(explained, CatalexError):
             raise
-        print(
-            "catalex: the disk is full; nothing was half-written. Free some space and run the command again.",
-            file=sys.stderr,
-        )
-        sys.exit(EXIT_CODE)
+        _refuse(str(explained))
     except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         print("catalex: interrupted; run the same command again to continue.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code)
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"catalex: {sentence}", file=sys.stderr)
+    sys.exit(EXIT_CODE)
+
+
+def _explain_usage(error: Any) -> str:
+    """One sentence for a mistake in the command itself: an unknown verb or option, a missing argument."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a verb: the message is its help
+        error.show()
+        sys.exit(EXIT_CODE)
+    message = " ".join(error.format_message().split())
+    place = error.ctx.command_path if error.ctx is not None else "catalex"
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} Run '{place} --help' for what it takes."
+
+
+def _line(title: str) -> str:
+    """A title for the eye: one line of at most 100 characters, nothing that moves the cursor."""
+    shown = "".join(letter if letter.isprintable() else " " for letter in title[:101])
+    return shown if len(shown) <= 100 else shown[:99] + "…"
 
 
 if __name__ == "__main__":

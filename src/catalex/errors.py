@@ -1,7 +1,7 @@
 """The one exception a user is meant to see, and helpers that phrase it.
 
-Every message has the same anatomy: *where* it is, *what* is wrong with *which value*, what is allowed, what to do.
-The command line prints it as a single sentence and exits with code 2; no traceback follows.
+Every message has the same anatomy: *where* it is, *what* is wrong with *which value*, what is allowed, what
+to do. The command line prints it as a single sentence and exits with code 2; no traceback follows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def user_error(
         place: File, row, column or recipe key where it is wrong.
         value: The offending value; shown shortened to 80 characters.
         allowed: What would have been right: a phrase, or the valid choices.
-        remedy: What to do about it, as an instruction ("rename the column or set columns.user in the recipe").
+        remedy: What to do about it, as an instruction ("rename the column or set columns.user in the
+            recipe").
     """
     text = f"{place}: {problem}" if place is not None else problem
     details = []

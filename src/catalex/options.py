@@ -6,15 +6,21 @@ Each component declares its own options in the file they steer; the pipelines co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from catalex.errors import CatalexError, nearest, user_error
 
+Positive = Annotated[int, Field(ge=1)]
+"""A whole number of at least one: sizes, counts, lengths."""
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+"""A share that may be zero but not all: dropout."""
+
 
 class Options(BaseModel):
-    """Immutable, validated settings of one component. Unknown keys are refused with the nearest valid name."""
+    """Immutable, validated settings of one component. Unknown keys are refused with the nearest name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -53,7 +59,7 @@ def _explain(error: ValidationError, model: type[BaseModel], place: str) -> Cata
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Field names of the nested model that `path` leads to (mapping keys and list positions are stepped over)."""
+    """Field names of the nested model that `path` leads to; mapping keys and list positions are skipped."""
     current: type[BaseModel] = model
     for part in path:
         field = current.model_fields.get(part)

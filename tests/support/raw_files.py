@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,15 @@ def write(path: Path, content: str | bytes) -> Path:
         data = sink.getvalue().to_pybytes()
     path.write_bytes(data)
     return path
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    """A zip archive in memory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in members.items():
+            packed.writestr(name, data)
+    return buffer.getvalue()
 
 
 def lines_of(rows: Sequence[Any]) -> str:

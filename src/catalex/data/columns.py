@@ -10,6 +10,8 @@ A canonical domain folder holds::
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 ITEMS_FILE = "items.parquet"
@@ -36,28 +38,27 @@ SPLIT = "split"
 TRAIN, VALID, TEST = 0, 1, 2
 """Values of the `split` column."""
 
-ITEMS_SCHEMA = pa.schema(
-    [
-        (ITEM_ID, pa.int32()),
-        (SOURCE_ID, pa.string()),
-        (TITLE, pa.string()),
-        (BRAND, pa.string()),
-        (CATEGORIES, pa.list_(pa.string())),
-        (DESCRIPTION, pa.string()),
-        (KEYWORDS, pa.string()),
-        (EXTRA, pa.string()),
-        (IMAGE, pa.string()),
-    ]
-)
+_ITEM_FIELDS: list[pa.Field[Any]] = [
+    pa.field(ITEM_ID, pa.int32()),
+    pa.field(SOURCE_ID, pa.string()),
+    pa.field(TITLE, pa.string()),
+    pa.field(BRAND, pa.string()),
+    pa.field(CATEGORIES, pa.list_(pa.string())),
+    pa.field(DESCRIPTION, pa.string()),
+    pa.field(KEYWORDS, pa.string()),
+    pa.field(EXTRA, pa.string()),
+    pa.field(IMAGE, pa.string()),
+]
+ITEMS_SCHEMA = pa.schema(_ITEM_FIELDS)
 """`extra` is a JSON object with further fields; `image` is a path, URL or ``images.parquet#<item_id>``."""
 
 INTERACTIONS_SCHEMA = pa.schema(
     [
-        (USER_ID, pa.int32()),
-        (ITEM_ID, pa.int32()),
-        (POSITION, pa.int32()),
-        (TIMESTAMP, pa.int64()),
-        (SPLIT, pa.int8()),
+        pa.field(USER_ID, pa.int32()),
+        pa.field(ITEM_ID, pa.int32()),
+        pa.field(POSITION, pa.int32()),
+        pa.field(TIMESTAMP, pa.int64()),
+        pa.field(SPLIT, pa.int8()),
     ]
 )
 """`timestamp` is in Unix seconds and null where the source kept only the order."""

@@ -62,7 +62,7 @@ def _gather(items: Ints, starts: Ints, lengths: Ints) -> Histories:
 
 @dataclass(frozen=True)
 class Cases:
-    """Evaluation cases: predict `targets[i]` from `histories[i]`. All of a user's items before the target are history.
+    """Evaluation cases: predict `targets[i]` from `histories[i]`, all of a user's items before the target.
 
     Attributes:
         users: ``(B,)`` user ids of the domain, ascending, at most one case a user.
@@ -86,9 +86,9 @@ class Cases:
 class SplitHistories:
     """All interactions of a domain with the part (train, valid, test) of each.
 
-    Within a user the parts follow each other in time, so training sequences are prefixes. The validation case of a
-    user is the first interaction labelled valid, the test case the first labelled test (leave-one-out has one of
-    each). A test history therefore contains the validation item.
+    Within a user the parts follow each other in time, so training sequences are prefixes. The validation case
+    of a user is the first interaction labelled valid, the test case the first labelled test (leave-one-out
+    has one of each). A test history therefore contains the validation item.
     """
 
     all: Histories

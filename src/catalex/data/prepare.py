@@ -81,13 +81,13 @@ class PrepareOptions(Options):
         return both if user is None else user, both if item is None else item
 
 
-def input_hashes(options: PrepareOptions) -> dict[str, str]:
-    """SHA-256 of every raw file, by its path.
+def input_hashes(options: PrepareOptions, name: str = "") -> dict[str, str]:
+    """SHA-256 of every raw file of the domain `name` (for messages), by its path.
 
     Raises:
         CatalexError: When a file is missing or empty.
     """
-    return {str(path): hash_file(path) for path in _source(options).files()}
+    return {str(path): hash_file(path) for path in _source(options, name).files()}
 
 
 def prepare(name: str, options: PrepareOptions, folder: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def prepare(name: str, options: PrepareOptions, folder: Path) -> dict[str, Any]:
         raise user_error(
             "valid_fraction and test_fraction leave nothing to train on", place=name, remedy="lower them"
         )
-    source = _source(options)
+    source = _source(options, name)
     say(f"prepare {name}: read {', '.join(path.name for path in source.files())}")
     found = collect_source(source, options.unknown_items, options.duplicate_items)
     timed = c.TIMESTAMP in found.events.columns
@@ -148,8 +148,9 @@ def prepare(name: str, options: PrepareOptions, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _source(options: PrepareOptions) -> Source:
-    return make_source(options.source, options.options, f"{options.source}.options")
+def _source(options: PrepareOptions, name: str) -> Source:
+    place = f"domains.{name}.options" if name else f"{options.source}.options"
+    return make_source(options.source, options.options, place)
 
 
 def _ordered(found: Collected) -> tuple[Ints, Ints, Ints | None]:

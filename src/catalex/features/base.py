@@ -47,7 +47,7 @@ class ContentEncoder(ABC):
 
     @abstractmethod
     def encode(self, items: Sequence[ItemContent], advance: Callable[[int], None] | None = None) -> Floats:
-        """Vectors ``(N, D)`` float32, L2-normalised, row i for `items[i]`; independent of how items are batched.
+        """Vectors ``(N, D)`` float32, L2-normalised, row i for `items[i]`, however items are batched.
 
         `advance` is called with the number of items finished since the last call.
         """

@@ -85,7 +85,7 @@ def embed_items(items: Sequence[ItemContent], encoder: ContentEncoder, *, cache:
         for start in range(0, len(items), BLOCK):
             rows = range(start, min(start + BLOCK, len(items)))
             vectors[rows.start : rows.stop] = _embed_block(
-                [seen_by(encoder, items[row]) for row in rows], encoder, folder, track
+                [seen_by(encoder, items[row]) for row in rows], encoder, folder, track, name, start
             )
     if _failures(encoder) > failures:
         say(f"embed {name}: {_failures(encoder) - failures:,} images could not be read (zero vectors)")
@@ -93,9 +93,9 @@ def embed_items(items: Sequence[ItemContent], encoder: ContentEncoder, *, cache:
 
 
 def _embed_block(
-    block: list[ItemContent], encoder: ContentEncoder, cache: VectorCache, track: Track
+    block: list[ItemContent], encoder: ContentEncoder, cache: VectorCache, track: Track, name: str, start: int
 ) -> Floats:
-    """Vectors of one block; items with equal content are encoded once."""
+    """Vectors of one block that begins at item `start`; items with equal content are encoded once."""
     keys = [content_key(item) for item in block]
     vectors, found = cache.get(keys)
     missing = {key: row for row, key in reversed(list(enumerate(keys))) if not found[row]}
@@ -104,6 +104,7 @@ def _embed_block(
         return vectors
     wanted = sorted(missing.values())
     fresh = encoder.encode([block[row] for row in wanted], track.advance)
+    _refuse_nan(fresh, [start + row for row in wanted], encoder, name)
     fresh = cache.put([keys[row] for row in wanted], fresh)
     place = {keys[row]: position for position, row in enumerate(wanted)}
     for row in np.flatnonzero(~found):
@@ -128,8 +129,20 @@ def _embed_corpus(items: Sequence[ItemContent], encoder: ContentEncoder, cache: 
     with Track(f"embed {name}", total=len(items), unit="items") as track:
         encoder.fit(content)
         vectors = encoder.encode(content, track.advance)
+    _refuse_nan(vectors, range(len(items)), encoder, name)
     write_arrays(path, {"vectors": vectors})
     return vectors
+
+
+def _refuse_nan(vectors: Floats, rows: Sequence[int], encoder: ContentEncoder, name: str) -> None:
+    """Refuse vectors ``(n, D)`` of the items `rows` that are not finite, before the cache remembers them."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise user_error(
+            f"encoder {encoder.fingerprint!r} gave NaN or infinite values for {len(bad):,} items",
+            place=f"embed {name}, row {rows[bad[0]]} of the items",
+            remedy="check the content of that item, or choose another encoder",
+        )
 
 
 class CatalogueContent(Sequence[ItemContent]):

@@ -1,19 +1,21 @@
 """T5 (version 1.0) encoder-decoder over item tokens, in one file.
 
-Our own module, because whole-step CUDA graphs and beams that share one user's cross-attention need control over every
-operation; its weights are those of ``transformers.T5ForConditionalGeneration`` and load there unchanged
-(`state_for_transformers`). Shape letters are those of `catalex.types`; ``h`` heads of width ``d``.
+Our own module, because whole-step CUDA graphs and beams that share one user's cross-attention need control
+over every operation; its weights are those of ``transformers.T5ForConditionalGeneration`` and load there
+unchanged (`state_for_transformers`). Shape letters are those of `catalex.types`; ``h`` heads of width ``d``.
 
-Source: Raffel et al. 2020 (relative position buckets, RMS-style norm without bias, pre-norm, ReLU feed-forward, tied
-embeddings with the output scaled by H**-0.5, attention scores unscaled). Sizes: TIGER (arXiv 2305.05065).
+Source: Raffel et al. 2020 (relative position buckets, RMS-style norm without bias, pre-norm, ReLU
+feed-forward, tied embeddings with the output scaled by H**-0.5, attention scores unscaled). Sizes: TIGER
+(arXiv 2305.05065).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 
 from catalex.artifacts import read_arrays, read_json, write_arrays, write_json
 from catalex.errors import user_error
-from catalex.options import Options
+from catalex.options import Options, Positive, Rate
 
 PAD = 0
 """Token of padding, and the token that starts the decoder."""
@@ -35,19 +37,20 @@ class T5Options(Options):
     """Sizes of the model."""
 
     preset: Literal["tiger", "mtg", "mini"] | None = None
-    """Named sizes: `tiger` (TIGER, LETTER-TIGER: 4+4 layers, 1024, 6 x 64), `mtg` (MTGRec: 3+3 layers, 512, 4 x 64),
-    `mini` (ours, for small catalogues on a CPU: 2+2 layers, 64, 256, 4 x 16). Sizes given beside it win."""
-    layers: int = 4
+    """Named sizes: `tiger` (TIGER, LETTER-TIGER: 4+4 layers, 1024, 6 x 64), `mtg` (MTGRec: 3+3 layers, 512,
+    4 x 64), `mini` (ours, for small catalogues on a CPU: 2+2 layers, 64, 256, 4 x 16). Sizes given beside it
+    win."""
+    layers: Positive = 4
     """Encoder layers, and as many decoder layers."""
-    hidden: int = 128
+    hidden: Positive = 128
     """H, width of the residual stream."""
-    feed_forward: int = 1024
+    feed_forward: Positive = 1024
     """Width inside the feed-forward block."""
-    heads: int = 6
+    heads: Positive = 6
     """Attention heads; heads x head_width need not equal hidden."""
-    head_width: int = 64
+    head_width: Positive = 64
     """Width of one head."""
-    dropout: float = 0.1
+    dropout: Rate = 0.1
     """Dropout on embeddings, attention weights and every sub-layer's output."""
 
     def resolved(self) -> T5Options:
@@ -105,7 +108,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, 1e-6)
+        return F.rms_norm(x, (self.weight.shape[0],), self.weight, 1e-6)
 
 
 class SelfAttention(nn.Module):
@@ -124,9 +127,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         q, k, v = self.project(x)
-        return self.out(
-            _attend(q, k, v, bias, self.dropout if self.training else 0.0).transpose(1, 2).flatten(2)
-        )
+        attended = _attend(q, k, v, bias, self.dropout if self.training else 0.0)
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
 
 
 class CrossAttention(nn.Module):
@@ -146,9 +149,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: KeysValues, bias: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (self.heads, self.width)).transpose(1, 2)
-        return self.out(
-            _attend(q, *memory, bias, self.dropout if self.training else 0.0).transpose(1, 2).flatten(2)
-        )
+        attended = _attend(q, *memory, bias, self.dropout if self.training else 0.0)
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
@@ -167,7 +170,8 @@ class FeedForward(nn.Module):
         self.dropout = o.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.wo(F.dropout(F.relu(self.wi(x)), self.dropout, self.training))
+        out: Tensor = self.wo(F.dropout(F.relu(self.wi(x)), self.dropout, self.training))
+        return out
 
 
 class EncoderBlock(nn.Module):
@@ -198,7 +202,7 @@ class DecoderBlock(nn.Module):
     def step(
         self, x: Tensor, bias: Tensor, cache: KeysValues | None, memory: KeysValues, memory_bias: Tensor
     ) -> tuple[Tensor, KeysValues]:
-        """One position of W beams: ``x`` is ``(B, W, H)``, `cache` holds ``(B, h, W, p, d)`` of earlier positions."""
+        """One position of W beams ``x (B, W, H)``; `cache` holds ``(B, h, W, p, d)`` of earlier positions."""
         q, k, v = self.attention.project(self.attention_norm(x))  # each (B, h, W, d)
         keys, values = k.unsqueeze(3), v.unsqueeze(3)
         if cache is not None:
@@ -259,10 +263,10 @@ class T5(nn.Module):
             block.feed_forward.wi.weight.normal_(0, o.hidden**-0.5)
             block.feed_forward.wo.weight.normal_(0, o.feed_forward**-0.5)
 
-    # --- training -----------------------------------------------------------------------------------------------
+    # --- training -------------------------------------------------------------------------------------------
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Logits ``(B, P, V)`` at the P label positions of ``labels (B, P)``, for histories ``tokens (B, T)``."""
+        """Logits ``(B, P, V)`` at the P positions of ``labels (B, P)``, for histories ``tokens (B, T)``."""
         memory = self.remember(tokens)
         starts = torch.full_like(labels[:, :1], PAD)
         x = self._embed(torch.cat([starts, labels[:, :-1].clamp(min=PAD)], dim=1))
@@ -279,7 +283,7 @@ class T5(nn.Module):
             self(tokens, labels).flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE
         )
 
-    # --- decoding -----------------------------------------------------------------------------------------------
+    # --- decoding -------------------------------------------------------------------------------------------
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Encoder output ``(B, T, H)`` of right-padded ``tokens (B, T)``."""
@@ -292,29 +296,36 @@ class T5(nn.Module):
     def remember(self, tokens: Tensor) -> Memory:
         """Encode histories once and make every decoder layer's cross-attention keys and values."""
         encoded = self.encode(tokens)
-        return Memory([block.cross.keys_values(encoded) for block in self.decoder], _padding_bias(tokens))
+        return Memory(
+            [block.cross.keys_values(encoded) for block in self._decoder_blocks], _padding_bias(tokens)
+        )
 
     def step(
         self, tokens: Tensor, caches: list[KeysValues] | None, memory: Memory
     ) -> tuple[Tensor, list[KeysValues]]:
         """Logits ``(B, W, V)`` after ``tokens (B, W)``, the newest token of W beams of each of B histories.
 
-        `caches` holds, for each layer, keys and values ``(B, h, W, p, d)`` of the p earlier positions *of the same
-        beams*; None at the first position. The returned caches include this position.
+        `caches` holds, for each layer, keys and values ``(B, h, W, p, d)`` of the p earlier positions *of the
+        same beams*; None at the first position. The returned caches include this position.
         """
         x = self._embed(tokens)
         position = 0 if caches is None else caches[0][0].shape[3]
         # the row of the newest query: (h, 1, p + 1), the same for every beam
         bias = self._bias(position + 1, causal=True)[:, :, -1:, :].unsqueeze(2)
         updated: list[KeysValues] = []
-        for i, block in enumerate(self.decoder):
+        for i, block in enumerate(self._decoder_blocks):
             x, cache = block.step(
                 x, bias, None if caches is None else caches[i], memory.layers[i], memory.bias
             )
             updated.append(cache)
         return self._logits(x), updated
 
-    # --- parts --------------------------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------------------
+
+    @property
+    def _decoder_blocks(self) -> Iterable[DecoderBlock]:
+        """The decoder's layers under their own type, which `nn.ModuleList` forgets."""
+        return cast("Iterable[DecoderBlock]", self.decoder)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return F.dropout(self.embedding(tokens), self.options.dropout, self.training)
@@ -331,7 +342,8 @@ class T5(nn.Module):
             self._buckets[key] = relative_buckets(length, length, bidirectional=not causal).to(
                 table.weight.device
             )
-        return table(self._buckets[key]).permute(2, 0, 1).unsqueeze(0)
+        bias: Tensor = table(self._buckets[key])
+        return bias.permute(2, 0, 1).unsqueeze(0)
 
     @property
     def parameter_count(self) -> int:
@@ -340,11 +352,11 @@ class T5(nn.Module):
 
 
 def _padding_bias(tokens: Tensor) -> Tensor:
-    """``(B, 1, 1, T)`` 0 at tokens and the smallest float32 at padding (finite: a row of padding stays finite)."""
+    """``(B, 1, 1, T)`` 0 at tokens, the smallest float32 at padding (finite, so a row of padding is too)."""
     return (tokens == PAD)[:, None, None, :] * torch.finfo(torch.float32).min
 
 
-# --- weights in transformers' names --------------------------------------------------------------------------------
+# --- weights in transformers' names -------------------------------------------------------------------------
 
 
 def _names(o: T5Options) -> list[tuple[str, list[str]]]:

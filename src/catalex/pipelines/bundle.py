@@ -1,4 +1,4 @@
-"""bundle: the trained parts of a run -> one folder per target domain that `catalex recommend` answers from."""
+"""bundle: the trained parts of a run -> one folder a target domain, which `catalex recommend` reads."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ def bundle_stage(recipe: Recipe) -> list[Path]:
         if source is None:
             continue
         domain = place.domain(name)
+        place.check_tokenized(name)
+        place.check_trained(source, outputs_of(place.tokenized, "tokenize")[IDENTIFIERS])
         inputs = {
-            "recommender": outputs_of(source, "pretrain"),
+            "recommender": outputs_of(source, place.verb_of(source)),
             "tokenizer": outputs_of(place.tokenized, "tokenize"),
             "domain": outputs_of(place.prepared(name), "prepare"),
         }
         folder = place.root / "bundle" / name
         stage = Stage(place.root / "bundle" / f"{name}.stage", "bundle", {**inputs, "format": 1})
-        done = stage.done and (folder / MANIFEST).is_file()
-        if not done:
-            with running(stage, f"bundle {name}"):
+        with running(stage, f"bundle {name}") as needed:
+            if needed:
                 identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
                 recommender = load_recommender(source / RECOMMENDER)
                 recommender.bind(load_domains(place, [name], identifiers)[0])
@@ -45,13 +46,13 @@ def bundle_stage(recipe: Recipe) -> list[Path]:
                     recommender=recommender,
                     recipe=dump_recipe(recipe),
                 )
-                stage.finish([])
+                stage.finish([f"../{name}/{MANIFEST}"])  # it holds the hashes of all other files
         folders.append(folder)
     return folders
 
 
 def trained_folder(recipe: Recipe, place: Workspace, domain: str) -> Path | None:
-    """The stage whose recommender serves a domain: transferred if there is one, else pre-trained; first seed."""
+    """Stage of the recommender that serves a domain: transferred if there is one, else pre-trained."""
     seed = recipe.seeds[0]
     if recipe.transfer and domain in recipe.transfer.domains:
         return place.transferred(domain, recipe.transfer.starts[0], seed)

@@ -82,16 +82,15 @@ def examine(path: Path | None = None) -> Iterator[Finding]:
 
 def _examine_folder(path: Path) -> Finding:
     try:
-        if (
-            (path / "recommender").is_dir()
-            or ((path / BUNDLE_MANIFEST).is_file()
-            and not (path / "interactions.parquet").is_file())
+        if (path / "recommender").is_dir() or (
+            (path / BUNDLE_MANIFEST).is_file() and not (path / "interactions.parquet").is_file()
         ):
             bundle = Bundle.load(path)
             sample = bundle.recommend([0], 1)
             return Finding(
                 True,
-                f"bundle for {bundle.manifest['domain']}: {len(bundle.manifest['files'])} files as in the manifest; answers with {sample[0].title!r}",
+                f"bundle for {bundle.manifest['domain']}: {len(bundle.manifest['files'])} files as in the "
+                f"manifest; answers with {sample[0].title!r}",
             )
         if (path / MANIFEST_FILE).is_file():
             domain = Domain.load(path)
@@ -103,11 +102,13 @@ def _examine_folder(path: Path) -> Finding:
             if changed:
                 return Finding(
                     False,
-                    f"domain {domain.name}: {changed[0]} differs from its manifest; run 'catalex prepare' again",
+                    f"domain {domain.name}: {changed[0]} differs from its manifest; "
+                    "run 'catalex prepare' again",
                 )
             return Finding(
                 True,
-                f"domain {domain.name}: {len(domain):,} items, {len(domain.sequences.all):,} users, split {domain.split_id}",
+                f"domain {domain.name}: {len(domain):,} items, {len(domain.sequences.all):,} users, "
+                f"split {domain.split_id}",
             )
     except CatalexError as error:
         return Finding(False, str(error))

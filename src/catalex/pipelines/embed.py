@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from catalex.artifacts import Stage, outputs_of, read_arrays, write_arrays
+from catalex.artifacts import Stage, hash_file, outputs_of, read_arrays, write_arrays
 from catalex.data import columns as c
 from catalex.features import make_encoder
 from catalex.features.embed import embed
@@ -27,7 +27,10 @@ def embed_stage(recipe: Recipe) -> None:
     for name in recipe.domains:
         # one encoder a domain: encoders that depend on the corpus are fitted on it
         encoder = make_encoder(recipe.encoder, "encoder", device=resolve_device(recipe.device))
+        images = place.prepared(name) / c.IMAGES_FILE
+        seen = {"images": hash_file(images)} if encoder.needs_images and images.is_file() else {}
         inputs = {
+            **seen,  # images may be fetched after the domain was prepared
             "domain": outputs_of(place.prepared(name), "prepare"),
             "encoder": encoder.fingerprint,
             "text": text.model_dump(mode="json"),
@@ -35,8 +38,7 @@ def embed_stage(recipe: Recipe) -> None:
         stage = Stage(place.embedded(name), "embed", inputs)
         with running(stage, f"embed {name} with {recipe.encoder['name']}") as needed:
             if needed:
-                images = place.prepared(name) / c.IMAGES_FILE
-                store = ImageStore(images) if encoder.needs_images and images.is_file() else None
+                store = ImageStore(images) if seen else None
                 vectors = embed(
                     place.domain(name), encoder, text=text, cache=Path(recipe.cache), images=store
                 )

@@ -1,9 +1,10 @@
-"""evaluate: every trained system and every baseline on the test cases, item level, with tests of significance."""
+"""evaluate: every trained system and baseline on the test cases, item level, with tests of significance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from catalex.pipelines.pretrain import (
     training_stage,
 )
 from catalex.pipelines.recipe import Recipe
+from catalex.pipelines.validate import check_baselines
 from catalex.pipelines.workspace import Workspace, read_optional, resolve_device, running, workspace
 from catalex.progress import say
 from catalex.recommenders import load_recommender, make_recommender
@@ -56,15 +58,20 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
     """Judge all systems; returns the summary that also stands in ``evaluate/summary.json``.
 
     Args:
-        record: Results ledger to append to, one line for each system, domain and seed; None to leave it alone.
+        record: Results ledger to append to, one line for each system, domain and seed; None to leave it
+            alone.
     """
+    check_baselines(recipe)
     place = workspace(recipe)
+    for name in recipe.evaluate_domains:  # a missing system is told before the first is judged
+        for system in _trained(recipe, place, name):
+            outputs_of(system.folder, place.verb_of(system.folder))
     results: list[Result] = []
     rows: list[dict[str, Any]] = []
     for name in recipe.evaluate_domains:
         domain = place.domain(name)
-        for system in [*_trained(recipe, place, name), *_baselines(recipe, place, name)]:
-            result, metrics, fresh = _judge(recipe, place, domain, system)
+        for system in chain(_trained(recipe, place, name), _baselines(recipe, place, name)):
+            result, metrics = _judge(recipe, place, domain, system, record)
             results.append(result)
             rows.append(
                 {
@@ -74,8 +81,6 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
                     **metrics,
                 }
             )
-            if record is not None and fresh:
-                append(record, _line(recipe, place, system, metrics))
     if not results:
         say("evaluate: nothing to judge; add 'pretrain' or 'transfer' to the recipe")
         return {"results": [], "means": [], "comparisons": []}
@@ -124,13 +129,16 @@ def _baselines(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System
 
 
 def _judge(
-    recipe: Recipe, place: Workspace, domain: Domain, system: System
-) -> tuple[Result, dict[str, Any], bool]:
-    """Ranks and metrics of one system, and whether they were computed just now."""
-    identifiers = outputs_of(place.tokenized, "tokenize")[IDENTIFIERS] if system.name == "t5" else None
+    recipe: Recipe, place: Workspace, domain: Domain, system: System, record: Path | None
+) -> tuple[Result, dict[str, Any]]:
+    """Ranks and metrics of one system; a line for the ledger if they are computed just now."""
+    identifiers = None
+    if system.name == "t5":
+        identifiers = outputs_of(place.tokenized, "tokenize")[IDENTIFIERS]
+        place.check_trained(system.folder, identifiers)
     inputs = {
         "domain": outputs_of(place.prepared(domain.name), "prepare"),
-        "recommender": outputs_of(system.folder, "pretrain"),
+        "recommender": outputs_of(system.folder, place.verb_of(system.folder)),
         "identifiers": identifiers,
         "ks": recipe.evaluate.ks,
     }
@@ -155,11 +163,12 @@ def _judge(
                 ks=recipe.evaluate.ks,
             )
             result.write(stage.folder / RANKS_FILE)
-            write_json(
-                stage.folder / METRICS, summary(result, popularity(domain.sequences.training, len(domain)))
-            )
+            metrics = summary(result, popularity(domain.sequences.training, len(domain)))
+            write_json(stage.folder / METRICS, metrics)
+            if record is not None:  # before the end: killed in between, a line stands twice, but none is lost
+                append(record, _line(recipe, place, system, metrics))
             stage.finish([RANKS_FILE, METRICS])
-    return Result.read(stage.folder / RANKS_FILE), read_json(stage.folder / METRICS), needed
+    return Result.read(stage.folder / RANKS_FILE), read_json(stage.folder / METRICS)
 
 
 def _comparisons(recipe: Recipe, results: list[Result], domain: str) -> list[dict[str, Any]]:
@@ -206,7 +215,7 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
 
 
 def _tokenizer_name(recipe: Recipe, domain: str) -> str:
-    """ "rqkmeans" when trained on this domain alone, else with the domains it was trained on: "rqkmeans(beauty+toys)"."""
+    """The name alone when trained on this domain alone, else with its domains: "rqkmeans(beauty+toys)"."""
     name = str(recipe.tokenizer.get("name"))
     return name if recipe.tokenizer_domains == [domain] else f"{name}({'+'.join(recipe.tokenizer_domains)})"
 
@@ -236,5 +245,6 @@ def print_summary(found: JSON) -> None:
         for row in found["comparisons"]:
             if row["domain"] == domain and row["metric"] == "ndcg@10":
                 console.print(
-                    f"  {row['system']} against {row['reference']}: {row['verdict']} (NDCG@10 {row['difference']:+.4f}, p = {row['p_holm']:.3g} after Holm)"
+                    f"  {row['system']} against {row['reference']}: {row['verdict']} "
+                    f"(NDCG@10 {row['difference']:+.4f}, p = {row['p_holm']:.3g} after Holm)"
                 )

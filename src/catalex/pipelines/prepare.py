@@ -18,7 +18,7 @@ def prepare_stage(recipe: Recipe) -> dict[str, dict[str, Any]]:
     place = workspace(recipe)
     parsed = {name: PrepareOptions.parse(block, f"domains.{name}") for name, block in recipe.domains.items()}
     hashes = {
-        name: input_hashes(options) for name, options in parsed.items()
+        name: input_hashes(options, name) for name, options in parsed.items()
     }  # missing files are told before any work
     manifests = {}
     for name, options in parsed.items():

@@ -1,12 +1,14 @@
-"""pretrain: code sequences of one or many domains -> a recommender. transfer: the same, to one target domain."""
+"""pretrain: code sequences of one or many domains -> a recommender. transfer: the same, to one target."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from catalex.artifacts import Stage, outputs_of, write_json
 from catalex.pipelines.recipe import Recipe
+from catalex.pipelines.validate import check_transfer
 from catalex.pipelines.workspace import Workspace, resolve_device, running, workspace
 from catalex.recommenders import make_recommender
 from catalex.recommenders.base import Recommender, RecommenderDomain
@@ -46,6 +48,7 @@ def transfer_stage(recipe: Recipe) -> None:
     """Train a recommender for each target domain, from pre-trained or random weights, once for each seed."""
     if recipe.transfer is None:
         return
+    check_transfer(recipe)
     place = workspace(recipe)
     block = recipe.component(recipe.recommender, recipe.transfer.training)
     for domain in recipe.transfer.domains:
@@ -83,7 +86,11 @@ def training_stage(
     needs_identifiers: bool = True,
 ) -> Stage:
     """The stage that trains one recommender; its inputs are all that decides the weights."""
+    for name in domains if needs_identifiers else ():
+        place.check_tokenized(name)
     tokenized = outputs_of(place.tokenized, "tokenize")[IDENTIFIERS] if needs_identifiers else None
+    if earlier is not None and tokenized is not None:
+        place.check_trained(earlier, tokenized)
     inputs = {
         "domains": {name: outputs_of(place.prepared(name), "prepare") for name in domains},
         "identifiers": tokenized,
@@ -97,9 +104,11 @@ def training_stage(
 def fit_and_save(
     stage: Stage, recommender: Recommender, domains: Sequence[RecommenderDomain], seed: int, device: str
 ) -> None:
-    """Fit, save, and finish the stage. Times go to a file of their own: they are facts, but not reproducible ones."""
+    """Fit, save, and finish the stage. Times go to a file of their own, because they are not reproducible."""
     facts = dict(recommender.fit(domains, seed=seed, device=resolve_device(device), partial=stage.partial))
     write_json(stage.folder / "training_time.json", {"seconds": facts.pop("seconds", None)})
+    # all of its files become outputs: nothing of an earlier or killed save may stay among them
+    shutil.rmtree(stage.folder / RECOMMENDER, ignore_errors=True)
     recommender.save(stage.folder / RECOMMENDER)
     write_json(stage.folder / FACTS, facts)
     saved = [str(p.relative_to(stage.folder)) for p in (stage.folder / RECOMMENDER).rglob("*") if p.is_file()]
@@ -114,6 +123,8 @@ def load_domains(
     for name in names:
         domain = place.domain(name)
         codes = identifiers.of(name) if identifiers is not None else None
+        if codes is not None and len(codes) != len(domain):
+            place.check_tokenized(name)
         found.append(
             RecommenderDomain(
                 name,

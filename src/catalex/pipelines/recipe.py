@@ -1,7 +1,7 @@
 """A recipe: one YAML file that says what to run. Read, override, check, dump; owns no hyper-parameter.
 
-Blocks that belong to a component stay mappings here and are parsed by the component's own `Options` when its stage
-needs them, so that a machine that only trains never imports the data sources.
+Blocks that belong to a component stay mappings here and are parsed by the component's own `Options` when its
+stage needs them, so that a machine that only trains never imports the data sources.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
 
 from catalex import sample
 from catalex.errors import nearest, user_error
-from catalex.options import Options
+from catalex.options import Options, Positive
 from catalex.types import JSON
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -25,7 +25,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 class PretrainBlock(Options):
-    """Which domains the recommender is trained on first. One domain is a pre-training too: it is then simply trained."""
+    """Which domains the recommender is trained on first. With one domain it is simply trained on it."""
 
     domains: list[str]
     """Domains of the mixture."""
@@ -38,7 +38,7 @@ class TransferBlock(Options):
 
     domains: list[str]
     """Target domains."""
-    starts: list[Literal["pretrained", "scratch"]] = ["pretrained"]
+    starts: list[Literal["pretrained", "scratch"]] = Field(default=["pretrained"])
     """Begin from the pre-trained weights, from random ones, or run both for comparison."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Overrides of `recommender.training` for this stage."""
@@ -49,11 +49,11 @@ class EvaluateBlock(Options):
 
     domains: list[str] | None = None
     """Domains to evaluate; default: the transfer targets, or without transfer the pre-training domains."""
-    ks: list[int] = [5, 10]
+    ks: list[Positive] = Field(default=[5, 10], min_length=1)
     """Cut-offs K of Recall, NDCG and MRR."""
-    baselines: list[str] = ["popularity", "transitions"]
+    baselines: list[str] = Field(default=["popularity", "transitions"])
     """Other recommenders for the same table, from the table of recommenders."""
-    examples: int = 6
+    examples: int = Field(default=6, ge=0)
     """Test users whose recommendations the report shows by title."""
 
 
@@ -61,9 +61,10 @@ class TokenizeBlock(Options):
     """Which domains the tokenizer learns from, and how equal identifiers are told apart."""
 
     domains: list[str] | None = None
-    """Domains the tokenizer is trained on, jointly; default: the pre-training domains. It is then frozen and applied to all."""
+    """Domains the tokenizer is trained on, jointly, and then frozen; default: the pre-training domains."""
     conflicts: Literal["reassign", "digit"] = "reassign"
-    """`reassign` moves all but one item of a group to the nearest free last code (UTGRec); `digit` appends TIGER's extra digit."""
+    """`reassign` moves all but one item of a group to the nearest free last code (UTGRec); `digit` appends
+    TIGER's extra digit."""
 
 
 class Recipe(Options):
@@ -77,7 +78,7 @@ class Recipe(Options):
     """Folder of content vectors by content hash, shared by all runs."""
     device: str = "auto"
     """"cpu", "cuda", or "auto": cuda when there is one."""
-    seeds: list[int] = [0]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default=[0])
     """Each seed trains and evaluates its own recommenders; the tokenizer uses the first."""
     domains: dict[str, dict[str, Any]]
     """Domains by name, each a block of `data.prepare.PrepareOptions`."""
@@ -132,11 +133,12 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply ``key.sub=value`` overrides (values are YAML) and check its names.
 
     Raises:
-        CatalexError: When the file is missing or not YAML, a key is unknown, or a block names an unknown domain.
+        CatalexError: When the file is missing or not YAML, a key is unknown, or a block names an unknown
+            domain.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         near = (
             nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else None
         )
@@ -152,6 +154,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from None
     except IsADirectoryError:
         raise user_error("this is a folder, not a recipe", place=path, remedy="name a YAML file") from None
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise user_error(f"the recipe cannot be read ({reason})", place=path, remedy="check the path") from None
     if not isinstance(values, dict):
         raise user_error(
             "a recipe is a mapping of keys to values",
@@ -173,7 +178,7 @@ def dump_recipe(recipe: Recipe) -> JSON:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    if not separator:
+    if not separator or not all(key.split(".")):
         raise user_error(
             "an override has the form key.sub=value",
             place="--set",
@@ -192,7 +197,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 remedy="check the key against the recipe",
             )
         block = inner
-    block[parts[-1]] = yaml.safe_load(text)
+    try:
+        block[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise user_error(
+            f"the value is not valid YAML: {' '.join(str(error).split())}",
+            place="--set",
+            value=override,
+            remedy="quote it, for example --set 'note=\"a: b\"'",
+        ) from None
 
 
 def _expand(value: Any, place: str) -> Any:
@@ -246,6 +259,12 @@ def _check(recipe: Recipe, path: Path) -> None:
         "transfer.domains": recipe.transfer.domains if recipe.transfer else None,
         "evaluate.domains": recipe.evaluate.domains,
     }
+    blocks = {"pretrain": recipe.pretrain, "transfer": recipe.transfer}
+    for key, block in blocks.items():
+        if block is not None and not block.domains:
+            raise user_error(
+                "no domain is named", place=f"{path}: {key}.domains", allowed=list(recipe.domains)
+            )
     for key, names in lists.items():
         for name in names or []:
             if name not in recipe.domains:

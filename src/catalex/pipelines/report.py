@@ -133,7 +133,7 @@ def _result(recipe: Recipe, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _examples(recipe: Recipe, place: Workspace, name: str, ours: list[str]) -> list[dict[str, Any]]:
-    """Some test users, drawn at random, with the recommendations of our last system (the transferred one if any)."""
+    """Some random test users with the recommendations of our last system (the transferred one if any)."""
     if not recipe.evaluate.examples:
         return []
     folders = [place.evaluated(name, system, recipe.seeds[0]) for system in ours]

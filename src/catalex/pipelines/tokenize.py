@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from catalex.artifacts import Stage, outputs_of, read_json, write_json
@@ -11,7 +12,7 @@ from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.workspace import resolve_device, running, workspace
 from catalex.progress import say
 from catalex.tokenizers import TokenizerDomain, make_tokenizer
-from catalex.tokenizers.conflicts import resolve, space_after
+from catalex.tokenizers.conflicts import check_room, resolve, space_after
 from catalex.tokenizers.health import TokenizedDomain, health
 from catalex.tokenizers.identifiers import IdentifierTable, identifier_version
 
@@ -23,6 +24,8 @@ TOKENIZER = "tokenizer"
 def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
     """Train the tokenizer on its domains, freeze it, tokenize all domains; returns the health report."""
     place = workspace(recipe)
+    for name in recipe.domains:
+        place.check_embedded(name)
     inputs = {
         "vectors": {name: outputs_of(place.embedded(name), "embed") for name in recipe.domains},
         "domains": {name: outputs_of(place.prepared(name), "prepare") for name in recipe.domains},
@@ -46,6 +49,8 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
     place = workspace(recipe)
     tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer")
     domains = {name: place.domain(name) for name in recipe.domains}
+    for name, domain in domains.items():
+        check_room(tokenizer.space, len(domain), recipe.tokenize.conflicts, f"tokenize {name}")
     vectors = {name: load_vectors(place, name) for name in recipe.domains}
     learned_from = [
         TokenizerDomain(name, vectors[name], domains[name].sequences.training, domains[name].split_id)
@@ -55,6 +60,7 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
         learned_from, seed=recipe.seeds[0], device=resolve_device(recipe.device), partial=stage.partial
     )
     folder = stage.folder / TOKENIZER
+    shutil.rmtree(folder, ignore_errors=True)  # all of its files become outputs
     tokenizer.save(folder)
     method = recipe.tokenize.conflicts
     version = identifier_version(folder, method)
@@ -89,8 +95,9 @@ def print_health(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        "domain", "items", "collisions before", "after", "moved", "utilisation", "perplexity", "conditional entropy", "error",
-        "neighbours kept", "transition likelihood", "(shuffled)", title="identifiers",
+        "domain", "items", "collisions before", "after", "moved", "utilisation", "perplexity",
+        "conditional entropy", "error", "neighbours kept", "transition likelihood", "(shuffled)",
+        title="identifiers",
     )  # fmt: skip
     for name, row in found["domains"].items():
         levels = row["levels"]

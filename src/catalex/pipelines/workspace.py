@@ -12,7 +12,7 @@ import torch
 
 from catalex.artifacts import Stage, outputs_of, read_json, write_json
 from catalex.data.domain import Domain
-from catalex.errors import user_error
+from catalex.errors import CatalexError, user_error
 from catalex.pipelines.recipe import Recipe
 from catalex.progress import say
 from catalex.types import JSON
@@ -54,6 +54,56 @@ class Workspace:
         """The report."""
         return self.root / "report"
 
+    def verb_of(self, folder: Path) -> str:
+        """The verb to run for a stage of this workspace."""
+        first = folder.relative_to(self.root).parts[0]
+        return "evaluate" if first == "baselines" else first
+
+    def check_embedded(self, domain: str) -> None:
+        """Refuse content vectors that were made before the domain was prepared as it is now.
+
+        Raises:
+            CatalexError: When they were, or a stage has not been run.
+        """
+        outputs_of(self.embedded(domain), "embed")
+        seen = _inputs(self.embedded(domain), "embed").get("domain")
+        if seen != outputs_of(self.prepared(domain), "prepare"):
+            raise user_error(
+                "the content vectors belong to an earlier preparation of this domain",
+                place=domain,
+                remedy="run 'catalex embed' again",
+            )
+
+    def check_tokenized(self, domain: str) -> None:
+        """Refuse identifiers that were made before the domain was prepared as it is now.
+
+        Raises:
+            CatalexError: When they were, or a stage has not been run.
+        """
+        outputs_of(self.tokenized, "tokenize")
+        seen = _inputs(self.tokenized, "tokenize").get("domains", {}).get(domain)
+        if seen != outputs_of(self.prepared(domain), "prepare"):
+            raise user_error(
+                "the identifiers belong to an earlier preparation of this domain",
+                place=domain,
+                remedy="run 'catalex embed' and 'catalex tokenize' again",
+            )
+
+    def check_trained(self, folder: Path, identifiers: str) -> None:
+        """Refuse a recommender that learned other identifiers than those with this hash.
+
+        Raises:
+            CatalexError: When it did, or its stage has not been run.
+        """
+        verb = self.verb_of(folder)
+        outputs_of(folder, verb)
+        if _inputs(folder, verb).get("identifiers") != identifiers:
+            raise user_error(
+                "the recommender learned identifiers that 'catalex tokenize' has replaced since",
+                place=folder,
+                remedy=f"run 'catalex {verb}' again",
+            )
+
     def domain(self, name: str) -> Domain:
         """Load a prepared domain.
 
@@ -62,6 +112,12 @@ class Workspace:
         """
         outputs_of(self.prepared(name), "prepare")
         return Domain.load(self.prepared(name))
+
+
+def _inputs(folder: Path, verb: str) -> dict[str, JSON]:
+    """What a finished stage was made from."""
+    inputs: dict[str, JSON] = (Stage(folder, verb, {}).record or {}).get("inputs", {})
+    return inputs
 
 
 def workspace(recipe: Recipe) -> Workspace:
@@ -88,12 +144,18 @@ def resolve_device(name: str) -> str:
 def running(stage: Stage, title: str) -> Iterator[bool]:
     """Whether the stage has to run; says so, and records its seconds (not part of its outputs' hashes)."""
     if stage.done:
+        stage.drop_partial()  # there only if the process was killed right after it finished the stage
         say(f"{title}: unchanged, skipped")
         yield False
         return
     say(f"{title}: running")
+    stage.begin()
     began = time.monotonic()
-    yield True
+    try:
+        yield True
+    except BaseException as error:  # refused input leaves an earlier result as good as it was
+        stage.give_up(restore=isinstance(error, CatalexError))
+        raise
     timing = stage.folder / "timing.json"
     earlier = read_json(timing).get("seconds_by_run", []) if timing.is_file() else []
     write_json(timing, {"seconds_by_run": [*earlier, round(time.monotonic() - began, 3)]})

@@ -58,9 +58,12 @@ class Ranking:
 
 
 class Recommender(ABC):
-    """Trained on one or several domains, applied to one. Every entry of the table passes one behaviour kit."""
+    """Trained on one or more domains, applied to one. Every entry of the table passes one behaviour kit."""
 
     Options: ClassVar[type[Options]]
+
+    split_ids: dict[str, str]
+    """Split that training saw, by name of the domain; evaluation refuses another one. Saved with the rest."""
 
     @abstractmethod
     def fit(

@@ -1,8 +1,8 @@
-"""The generative recommender: a T5 that writes the identifier of the next item, decoded over a trie of valid ones.
+"""The generative recommender: a T5 writes the identifier of the next item, decoded over a trie of valid ones.
 
-Architecture and training of TIGER (arXiv 2305.05065) and its lineage; several domains share one model, because they
-share one vocabulary of codes. `start_from` gives the weights of a pre-trained model to a fresh optimiser (UTGRec,
-arXiv 2504.04405, section 2.4).
+Architecture and training of TIGER (arXiv 2305.05065) and its lineage; several domains share one model,
+because they share one vocabulary of codes. `start_from` gives the weights of a pre-trained model to a fresh
+optimiser (UTGRec, arXiv 2504.04405, section 2.4).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from catalex.decoding.trie import Trie
 from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
 from catalex.models.t5 import T5, T5Options, load_state_from_transformers, load_t5, save_t5
-from catalex.options import Options
+from catalex.options import Options, Positive
 from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
 from catalex.tokenizers.base import CodeSpace
 from catalex.tokenizers.vocabulary import Vocabulary
@@ -36,17 +36,17 @@ FORMAT = 1
 
 
 class GenerativeTraining(TrainingOptions):
-    """Optimisation of the generative recommender; defaults measured on Amazon Beauty, Toys, Sports and Office."""
+    """Optimisation of the generative recommender; defaults measured on four Amazon domains of 2014."""
 
-    epochs: int = 60
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 300
+    epochs: Positive = 60
+    batch_size: Positive = 1024
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup_steps: int = Field(default=300, ge=0)
     schedule: Schedule = "cosine"
-    clip_norm: float | None = 1.0
-    patience: int = 10
-    evaluate_every: int = 4
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    patience: Positive = 10
+    evaluate_every: Positive = 4
 
 
 class GenerativeOptions(Options):
@@ -56,22 +56,22 @@ class GenerativeOptions(Options):
     """Sizes of the T5."""
     training: GenerativeTraining = Field(default_factory=GenerativeTraining)
     """Optimisation."""
-    max_history: int = 20
+    max_history: Positive = 20
     """S, latest items of a history that the model reads (TIGER: 20)."""
-    beam: int = 50
+    beam: Positive = 50
     """W, partial identifiers kept by the search (UTGRec: 50)."""
-    validation_beam: int = 20
+    validation_beam: Positive = 20
     """Beam of the validations during training; 20 selects as well as 50 and costs less."""
-    validation_users: int | None = 4096
-    """Validation cases a domain, drawn at random; null for all. Never the first ones: user ids are ordered."""
-    temperature: float = 1.0
+    validation_users: Positive | None = 4096
+    """Validation cases a domain, drawn at random, since user ids may be ordered; null for all."""
+    temperature: float = Field(default=1.0, gt=0)
     """Mixture of several domains: 1 in proportion to their examples, larger values more equal."""
-    decode_batch: int = 256
+    decode_batch: Positive = 256
     """Histories decoded at a time; has no influence on results."""
 
 
 class Generative(Recommender):
-    """T5 over item codes. One catalogue is bound at a time; `bind` switches it (identifiers, trie), weights stay."""
+    """T5 over item codes. One catalogue (identifiers, trie) is bound at a time; `bind` switches it."""
 
     Options: ClassVar[type[Options]] = GenerativeOptions
 
@@ -80,19 +80,14 @@ class Generative(Recommender):
         self.space = space
         self.vocabulary = Vocabulary(space)
         self.model = T5(self.vocabulary.size, options.model)
-        self.splits: dict[str, str] = {}
+        self.split_ids = {}
         self.device = "cpu"
         self._started_from: Path | None = None
         self._codes: Codes = np.zeros((0, space.levels), np.int32)
         self._trie: Trie | None = None
         self._table: TokenTable | None = None
 
-    @property
-    def split_ids(self) -> dict[str, str]:
-        """Split that training saw, by domain; evaluation refuses another."""
-        return self.splits
-
-    # --- training -----------------------------------------------------------------------------------------------
+    # --- training -------------------------------------------------------------------------------------------
 
     def start_from(self, folder: Path) -> None:
         """Begin the next `fit` from the weights of a saved recommender instead of random ones.
@@ -111,17 +106,19 @@ class Generative(Recommender):
             )
         load_state_from_transformers(self.model, read_arrays(folder / "model" / "model.safetensors"), folder)
         self._started_from = folder
-        self.splits = dict(other["splits"])
+        self.split_ids = dict(other["splits"])
 
     def fit(
         self, domains: Sequence[RecommenderDomain], *, seed: int, device: str, partial: Path | None = None
     ) -> Mapping[str, JSON]:
         o = self.options
+        if not domains:
+            raise user_error("the generative recommender needs at least one domain", remedy="name one")
         if self._started_from is None:
             seed_torch(seed, "weights")
             self.model.reset()
         self.device = device
-        self.splits = {**self.splits, **{d.name: d.split_id for d in domains}}
+        self.split_ids = {**self.split_ids, **{d.name: d.split_id for d in domains}}
         tokens = [self._tokens(d) for d in domains]
         table = TokenTable(tokens, self.vocabulary.eos, device)
         examples = PrefixExamples.build(
@@ -186,7 +183,7 @@ class Generative(Recommender):
             )
         return self.vocabulary.tokens(domain.identifiers)
 
-    # --- recommending -------------------------------------------------------------------------------------------
+    # --- recommending ---------------------------------------------------------------------------------------
 
     def bind(self, domain: RecommenderDomain) -> None:
         tokens = self._tokens(domain)
@@ -230,7 +227,7 @@ class Generative(Recommender):
             items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.cpu().numpy()
         return Ranking(items, scores)
 
-    # --- files --------------------------------------------------------------------------------------------------
+    # --- files ----------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         save_t5(self.model, folder / "model")
@@ -242,7 +239,7 @@ class Generative(Recommender):
                 "format": FORMAT,
                 "options": self.options.model_dump(mode="json"),
                 "space": _space_json(self.space),
-                "splits": self.splits,
+                "splits": self.split_ids,
             },
         )
 
@@ -253,7 +250,7 @@ class Generative(Recommender):
             GenerativeOptions.parse(config["options"], str(folder / "config.json")), _space(config["space"])
         )
         recommender.model = load_t5(folder / "model")
-        recommender.splits = dict(config["splits"])
+        recommender.split_ids = dict(config["splits"])
         codes = read_arrays(folder / "catalogue.safetensors")["codes"].astype(np.int32)
         recommender._bind(codes, recommender.vocabulary.tokens(codes))
         return recommender

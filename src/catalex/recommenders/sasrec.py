@@ -19,7 +19,7 @@ from catalex.data.histories import popularity as count_interactions
 from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
 from catalex.models.sasrec import SASRecModel
-from catalex.options import Options
+from catalex.options import Options, Positive
 from catalex.recommenders.base import ABSENT, Ranking, RecommenderDomain, ScoringRecommender
 from catalex.recommenders.popularity import CONFIG_FILE, MODEL_FILE, only_domain
 from catalex.training.loop import Batch, TrainingOptions, train
@@ -45,9 +45,9 @@ class SASRecOptions(TrainingOptions):
     validation_users: int = Field(default=50_000, ge=1)
     """Users of a validation; a random choice of this many where there are more, never the first."""
 
-    epochs: int = 200
+    epochs: Positive = 200
     """Passes at most; early stopping usually ends sooner."""
-    batch_size: int = 256
+    batch_size: Positive = 256
     """Training windows a step."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """The model is small: nothing is gained by bf16."""

@@ -36,8 +36,8 @@ class CodeSpace:
 
     Attributes:
         sizes: K_l for each of the L levels.
-        groups: Codebook of each level; levels with equal numbers share one codebook, hence one range of tokens
-            (UTGRec: ``(0, 1, 1)``).
+        groups: Codebook of each level; levels with equal numbers share one codebook, hence one range of
+            tokens (UTGRec: ``(0, 1, 1)``).
     """
 
     sizes: tuple[int, ...]
@@ -72,11 +72,12 @@ class Tokenizer(ABC):
             domains: One or more domains, trained jointly.
             seed: Fixes the result on one device.
             device: "cpu" or "cuda".
-            partial: Folder for checkpoints. A killed run that is started again with the same folder ends at the
-                result of an uninterrupted one.
+            partial: Folder for checkpoints. A killed run that is started again with the same folder ends at
+                the result of an uninterrupted one.
 
         Raises:
-            CatalexError: When there are too few vectors for the codebooks, or vectors hold NaN or differ in width.
+            CatalexError: When there are too few vectors for the codebooks, or vectors hold NaN or differ in
+                width.
         """
 
     @abstractmethod

@@ -62,14 +62,7 @@ def resolve(
         return codes
     if method == "digit":
         return _append_digit(codes, owned)
-    if len(codes) + len(owned) > math.prod(space.sizes):
-        raise user_error(
-            "there are more items than identifiers",
-            place="conflict handling",
-            value=len(codes) + len(owned),
-            allowed=f"at most {math.prod(space.sizes)}",
-            remedy="use more levels or a larger codebook_size",
-        )
+    check_room(space, len(codes) + len(owned), method, "conflict handling")
     return _reassign(tokenizer, vectors, codes, owned, space.sizes)
 
 
@@ -78,6 +71,22 @@ def space_after(space: CodeSpace, method: Method) -> CodeSpace:
     if method != "digit":
         return space
     return CodeSpace((*space.sizes, DIGITS), (*space.groups, max(space.groups) + 1))
+
+
+def check_room(space: CodeSpace, items: int, method: Method, place: str) -> None:
+    """Refuse a catalogue that has more items than there are identifiers. Asked before a tokenizer is trained.
+
+    Raises:
+        CatalexError: When "reassign" could not give every item one of the codes in `space`.
+    """
+    if method == "reassign" and items > math.prod(space.sizes):
+        raise user_error(
+            "there are more items than identifiers",
+            place=place,
+            value=items,
+            allowed=f"at most {math.prod(space.sizes)}",
+            remedy="use more levels or a larger codebook_size",
+        )
 
 
 # --- digit ----------------------------------------------------------------------------------------

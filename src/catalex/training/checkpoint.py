@@ -25,7 +25,7 @@ def save_checkpoint(
     best: dict[str, torch.Tensor] | None,
     state: JSON,
 ) -> None:
-    """Replace the checkpoint in `folder` by the present weights, optimizer moments, best weights and `state`."""
+    """Replace the checkpoint in `folder` by the present weights, moments, best weights and `state`."""
     fresh, current, old = folder / f"{CURRENT}.new", folder / CURRENT, folder / f"{CURRENT}.old"
     try:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -42,12 +42,18 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[JSON, dict[str, torch.Tensor] | None] | None:
-    """Put the last checkpoint into `model` and `optimizer`; return its state and the best weights, None if there is none."""
+    """Put the last checkpoint into `model` and `optimizer`.
+
+    Returns:
+        Its state and the best weights (None before the first validation); None when there is no checkpoint.
+    """
     present = next(
         (p for p in (folder / CURRENT, folder / f"{CURRENT}.old") if (p / "state.json").is_file()), None
     )

@@ -1,8 +1,8 @@
 """All-prefix training examples of many domains, as batches of tokens made on the device.
 
-For a training sequence s_1..s_n every prefix is an example: history s_max(1,j-S)..s_(j-1), target s_j, for j = 2..n
-(spec of TIGER's lineage; "sliding window augmentation"). Sequences stay flat on the device; a batch is a gather. Short
-histories get their own, narrower batches, so that little is computed on padding.
+For a training sequence s_1..s_n every prefix is an example: history s_max(1,j-S)..s_(j-1), target s_j, for
+j = 2..n (spec of TIGER's lineage; "sliding window augmentation"). Sequences stay flat on the device; a batch
+is a gather. Short histories get their own, narrower batches, so that little is computed on padding.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TokenTable:
         return -(-(items * self.levels + 1) // 8) * 8
 
     def write(self, items: Tensor, lengths: Tensor) -> Tensor:
-        """Token rows ``(B, T)`` of histories: `items` ``(B, S)`` right-padded item numbers, `lengths` ``(B,)``."""
+        """Token rows ``(B, T)`` of histories: right-padded item numbers ``(B, S)`` and lengths ``(B,)``."""
         rows, slots = items.shape
         text = items.new_full((rows, self.width(slots)), PAD)
         text[:, : slots * self.levels] = self.tokens[items].flatten(1)
@@ -62,7 +62,8 @@ class PrefixExamples:
     Attributes:
         table: Tokens of all items.
         items: ``(E,)`` item numbers of all training sequences, on the device.
-        starts, targets: ``(X,)`` positions in `items` where each example's history begins, and where its target stands.
+        starts, targets: ``(X,)`` positions in `items` where each example's history begins, and where its
+            target stands.
         domains: ``(X,)`` number of the domain of each example.
     """
 
@@ -87,11 +88,12 @@ class PrefixExamples:
         seed: int,
         temperature: float = 1.0,
     ) -> PrefixExamples:
-        """Enumerate the examples of training histories given per domain, in the order of the table's catalogues.
+        """Enumerate the examples of training histories, one for each of the table's catalogues in order.
 
         Args:
-            temperature: 1 mixes domains in proportion to their examples; towards infinity, equally: a domain with n
-                examples is drawn n**(1/temperature) (normalised) of the time. The number of examples an epoch stays.
+            temperature: 1 mixes domains in proportion to their examples; towards infinity, equally: a domain
+                with n examples is drawn n**(1/temperature) (normalised) of the time. The number of examples
+                an epoch stays.
         """
         flat, starts, targets, domains, base = [], [], [], [], 0
         for number, sequence in enumerate(histories):
@@ -134,10 +136,8 @@ class PrefixExamples:
             members = random.permutation(members)
             whole = len(members) // self.batch_size * self.batch_size
             batches += [(slots, part) for part in members[:whole].reshape(-1, self.batch_size)]
-            carried, shortest = (
-                members[whole:],
-                slots,
-            )  # a rest too small for a batch joins the next longer class
+            # a rest too small for a batch joins the next longer class
+            carried, shortest = members[whole:], slots
         if len(carried):
             batches.append((classes[-1], carried))
         order = random.permutation(len(batches))
@@ -159,7 +159,7 @@ class PrefixExamples:
         return np.concatenate(chosen)
 
     def batch(self, slots: int, examples: Ints) -> Batch:
-        """Tokens ``(B, T)`` and labels ``(B, L + 1)`` of `examples`; missing rows are filled with ignored ones."""
+        """Tokens ``(B, T)`` and labels ``(B, L + 1)`` of `examples`; ignored rows fill the last batch."""
         device = self.items.device
         rows = np.resize(examples, self.batch_size)
         both = torch.from_numpy(np.stack([self.starts[rows], self.targets[rows]])).to(

@@ -1,7 +1,8 @@
-"""One training loop for every model: epochs of planned batches, early stopping, exact resume, captured steps on CUDA.
+"""One training loop for every model: planned batches, early stopping, exact resume, captured steps on CUDA.
 
-Whatever is random at step s is seeded from (seed, s), and whatever has been summed is in the checkpoint. A killed run
-therefore ends, after resuming, at the bits of an uninterrupted one (on one device with one thread count).
+Whatever is random at step s is seeded from (seed, s), and whatever has been summed is in the checkpoint. A
+killed run therefore ends, after resuming, at the bits of an uninterrupted one (on one device with one thread
+count).
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+from pydantic import Field
 from torch import Tensor, nn
 
 from catalex.errors import user_error
-from catalex.options import Options
+from catalex.options import Options, Positive
 from catalex.progress import Track, say
 from catalex.training.checkpoint import load_checkpoint, save_checkpoint
 from catalex.training.optim import Schedule, adamw, learning_rate, set_learning_rate
@@ -40,27 +42,27 @@ class EpochPlan(Protocol):
 class TrainingOptions(Options):
     """How a model is optimised."""
 
-    epochs: int = 100
+    epochs: Positive = 100
     """Passes over the training examples at most; the cosine schedule reaches 0 after this many."""
-    batch_size: int = 1024
+    batch_size: Positive = 1024
     """Examples a step, over all processes."""
-    learning_rate: float = 1e-3
+    learning_rate: float = Field(1e-3, gt=0)
     """Peak learning rate of AdamW."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decay of matrices (gains and biases are never decayed)."""
-    warmup_steps: int = 0
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
     schedule: Schedule = "constant"
     """Learning rate after warm-up."""
-    clip_norm: float | None = None
+    clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; null for no clipping."""
-    patience: int = 10
+    patience: Positive = 10
     """Validations without improvement before training stops."""
-    evaluate_every: int = 1
+    evaluate_every: Positive = 1
     """Epochs between two validations."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products; weights stay float32. `auto` is bf16 on CUDA and fp32 on a CPU."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Seconds between two checkpoints; has no influence on results."""
 
 
@@ -168,7 +170,8 @@ def train(
                     best = {key: value.detach().clone() for key, value in model.state_dict().items()}
                 track.advance(
                     0,
-                    note=f"epoch {epoch}, loss {mean:.4f}, valid NDCG@10 {metric:.4f} (best {report.best_metric:.4f})",
+                    note=f"epoch {epoch}, loss {mean:.4f}, valid NDCG@10 {metric:.4f} "
+                    f"(best {report.best_metric:.4f})",
                 )
     if best is not None:
         model.load_state_dict(best)
@@ -196,7 +199,7 @@ def _share(batch: Batch, processes: PartialState) -> Batch:
     return {key: value[processes.process_index :: processes.num_processes] for key, value in batch.items()}
 
 
-# --- steps ---------------------------------------------------------------------------------------------------------
+# --- steps --------------------------------------------------------------------------------------------------
 
 
 def _make_step(
@@ -231,8 +234,8 @@ def _make_step(
 class _CapturedStep:
     """Replays a whole step (forward, backward, clipping, optimiser) as one CUDA graph for each batch shape.
 
-    The first batch of a shape runs eagerly, as a real step that also warms up; the second is captured. Small models
-    are bound by kernel launches, which a graph removes.
+    The first batch of a shape runs eagerly, as a real step that also warms up; the second is captured. Small
+    models are bound by kernel launches, which a graph removes.
     """
 
     def __init__(self, eager: Callable[[Batch], Tensor]) -> None:

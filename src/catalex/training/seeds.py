@@ -1,4 +1,4 @@
-"""Seeds that depend on what is done, never on what was done before: the reason why resuming equals not stopping."""
+"""Seeds that depend on what is done, never on what was done before: why resuming equals not stopping."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ OPTIONS = TrainingOptions(
 )
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -37,7 +37,7 @@ def run(
     metrics: list[float] | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, TrainingReport]:
-    """Fit a line with dropout; raise `Killed` when batch number `kill_at` of the run is asked for."""
+    """Fit a line with dropout; raise `KilledError` when batch number `kill_at` of the run is asked for."""
     torch.manual_seed(derive(seed, "weights"))
     model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
     asked = 0
@@ -53,7 +53,7 @@ def run(
             nonlocal asked
             asked += 1
             if asked == kill_at:
-                raise Killed
+                raise KilledError
             return {"x": self.x[index]}
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -97,7 +97,7 @@ def test_training_improves_and_is_reproducible() -> None:
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, kill_at: int) -> None:
     options = OPTIONS.model_copy(update={"checkpoint_seconds": 0.0})
     expected, facts = run(options=options)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path, options, kill_at=kill_at)
     model, report = run(tmp_path, options)
     assert torch.equal(weights(model), weights(expected))
@@ -167,7 +167,8 @@ class Plan:
         if i == 4: raise IndexError
         return {"x": x[i]}
 train(model, plan=lambda e: Plan(), loss=lambda m, b: (m(b["x"]).squeeze(1) - b["x"].sum(1)).square().mean(),
-      validate=lambda m: 0.0, options=TrainingOptions(epochs=3, batch_size=8, learning_rate=0.05), seed=0, device="cpu", partial=None, name="two")
+      validate=lambda m: 0.0, options=TrainingOptions(epochs=3, batch_size=8, learning_rate=0.05),
+      seed=0, device="cpu", partial=None, name="two")
 if PartialState().is_main_process:
     print("WEIGHTS", " ".join(f"{v:.6f}" for p in model.parameters() for v in p.flatten().tolist()))
 PartialState().destroy_process_group()

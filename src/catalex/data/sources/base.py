@@ -19,7 +19,8 @@ class RawDomain:
 
     Attributes:
         items: Lazy frame, one row an item: `source_id` (string, unique) and any of title, brand, categories
-            (list of strings), description, keywords, extra (JSON string), image. Missing columns count as null.
+            (list of strings), description, keywords, extra (JSON string), image. Missing columns count as
+            null.
         interactions: Lazy frame, one row an event: `user` (string or integer), `source_id` (string) and
             `timestamp` (int64 Unix seconds, nullable) or `position` (int64 order within the user), or both.
         images: Folder or Parquet file with image bytes, when the source ships them.
@@ -31,7 +32,7 @@ class RawDomain:
 
 
 class Source(ABC):
-    """Reads one dataset's raw files. One file and one class a dataset; finished classes only below this one."""
+    """Reads one dataset's raw files. One file and one class a dataset, finished classes only below this."""
 
     Options: ClassVar[type[Options]]
 
