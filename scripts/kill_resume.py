@@ -1,15 +1,16 @@
 """Prove that a killed run, started again, ends at the bytes of a run that nobody disturbed.
 
-    python scripts/kill_resume.py                                  # the packaged sample, small models, 12 kills
+    python scripts/kill_resume.py                        # the packaged sample, small models, 12 kills
     python scripts/kill_resume.py --kills 20 --seed 3 --set tokenizer.name=rqvae
 
-A recipe runs once undisturbed. Then it runs in a second workspace, where SIGKILL ends the process at seeded random
-moments inside every stage; each time the same command is given again, until it finishes. In the end the SHA-256 of
-every file of every stage is compared, and what one workspace has and the other lacks counts as a difference.
+A recipe runs once undisturbed. Then it runs in a second workspace, where SIGKILL ends the process at seeded
+random moments inside every stage; each time the same command is given again, until it finishes. In the end the
+SHA-256 of every file of every stage is compared, and what one workspace has and the other lacks counts as a
+difference.
 
-Both runs use relative folders (``run`` and ``cache``) below a folder of their own, so that even the recipe inside the
-bundle is equal. Not compared, on purpose: ``timing.json`` and ``training_time.json`` (wall seconds) and the report (date,
-machine, command and seconds stand in it). Exits with 1 when a file differs or a stage was never hit.
+Both runs use relative folders (``run`` and ``cache``) below a folder of their own, so that even the recipe inside
+the bundle is equal. Not compared, on purpose: ``timing.json`` and ``training_time.json`` (wall seconds) and the
+report (date, machine, command and seconds stand in it). Exits with 1 when a file differs or a stage was never hit.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ STAGES = ("prepare", "embed", "tokenize", "pretrain", "transfer", "baselines", "
 NOT_COMPARED = ("timing.json", "training_time.json")
 """Wall seconds: facts of a run, but not reproducible ones."""
 SMALL = (
+    "domains.year-one.max_history=12",
+    "domains.year-two.max_history=12",
     "recommender.model={preset: mini, layers: 1}",
     "recommender.beam=10",
     "recommender.validation_beam=10",
@@ -49,8 +52,9 @@ SMALL = (
     "transfer.training={epochs: 2}",
     "baselines.sasrec={epochs: 3, learning_rate: 0.003, checkpoint_seconds: 0.3}",
 )
-"""Settings laid over recipes/demo.yaml: the same story in a minute. Checkpoints come often, so that kills meet them."""
-RUNNING, SKIPPED = ": running", ": unchanged, skipped"
+"""Settings laid over recipes/demo.yaml: the same story, small, with so many checkpoints that kills meet them."""
+RUNNING = ": running"
+"""Ends the line by which a stage says that it begins."""
 LATEST = 0.8
 """Kills fall in the first four fifths of a stage's undisturbed time, so that they do not miss it."""
 
@@ -85,7 +89,7 @@ Plan = dict[str, list[float]]
 
 
 def attempt(command: Sequence[str], folder: Path, plan: Plan) -> Attempt:
-    """Run `command` in `folder` until it ends or the next kill of `plan` is due; a kill that came is taken off the plan."""
+    """Run `command` in `folder` until it ends or a kill of `plan` is due; that kill is taken off the plan."""
     found = Attempt()
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -140,7 +144,7 @@ def undisturbed(command: Sequence[str], folder: Path) -> list[Announced]:
 
 
 def plan_kills(pieces: Sequence[Announced], kills: int, seed: int) -> Plan:
-    """At least one kill in every stage, the others where most time is spent; several kills share a piece's time."""
+    """At least one kill in every stage, the others where most time is spent; kills of a piece share its time."""
     random_ = random.Random(seed)
     by_stage = {stage: [p for p in pieces if p.stage == stage] for stage in STAGES}
     present = [stage for stage in STAGES if by_stage[stage]]
@@ -156,7 +160,7 @@ def plan_kills(pieces: Sequence[Announced], kills: int, seed: int) -> Plan:
 
 
 def disturbed(command: Sequence[str], folder: Path, plan: Plan) -> Iterator[Attempt]:
-    """Give the command again and again until it ends by itself; yields every attempt, the successful one last."""
+    """Give the command again and again until it ends by itself; yields every attempt, the last one unkilled."""
     remaining = {title: list(moments) for title, moments in plan.items()}
     while True:
         found = attempt(command, folder, remaining)
@@ -168,7 +172,7 @@ def disturbed(command: Sequence[str], folder: Path, plan: Plan) -> Iterator[Atte
 
 
 def files_of(workspace: Path, stage: str) -> dict[str, str]:
-    """SHA-256 of every compared file below a stage's folder, leftovers included; also checks what stage.json says."""
+    """SHA-256 of every compared file below a stage's folder, leftovers included, checked with its stage.json."""
     folder = workspace / stage
     found = {
         path.relative_to(folder).as_posix(): hash_file(path)
@@ -184,7 +188,7 @@ def files_of(workspace: Path, stage: str) -> dict[str, str]:
 
 
 def compare(one: Path, two: Path, stage: str) -> tuple[int, list[str]]:
-    """Number of files of a stage in either workspace, and the names of those that are not the same in both."""
+    """Number of files of a stage in either workspace, and the names of those that are not equal in both."""
     left, right = files_of(one, stage), files_of(two, stage)
     names = sorted({*left, *right})
     return len(names), [f"{stage}/{name}" for name in names if left.get(name) != right.get(name)]
