@@ -4,13 +4,14 @@
     python scripts/kill_resume.py --kills 20 --seed 3 --set tokenizer.name=rqvae
 
 A recipe runs once undisturbed. Then it runs in a second workspace, where SIGKILL ends the process at seeded
-random moments inside every stage; each time the same command is given again, until it finishes. In the end the
-SHA-256 of every file of every stage is compared, and what one workspace has and the other lacks counts as a
-difference.
+random moments inside every stage; each time the same command is given again, until it finishes. In the end
+the SHA-256 of every file of every stage is compared, and what one workspace has and the other lacks counts as
+a difference.
 
-Both runs use relative folders (``run`` and ``cache``) below a folder of their own, so that even the recipe inside
-the bundle is equal. Not compared, on purpose: ``timing.json`` and ``training_time.json`` (wall seconds) and the
-report (date, machine, command and seconds stand in it). Exits with 1 when a file differs or a stage was never hit.
+Both runs use relative folders (``run`` and ``cache``) below a folder of their own, so that even the recipe
+inside the bundle is equal. Not compared, on purpose: ``timing.json`` and ``training_time.json`` (wall
+seconds) and the report (date, machine, command and seconds stand in it). Exits with 1 when a file differs or
+a stage was never hit.
 """
 
 from __future__ import annotations
@@ -52,11 +53,17 @@ SMALL = (
     "transfer.training={epochs: 2}",
     "baselines.sasrec={epochs: 3, learning_rate: 0.003, checkpoint_seconds: 0.3}",
 )
-"""Settings laid over recipes/demo.yaml: the same story, small, with so many checkpoints that kills meet them."""
+"""Settings laid over recipes/demo.yaml: the same story, small, with many checkpoints for kills to meet."""
 RUNNING = ": running"
 """Ends the line by which a stage says that it begins."""
 LATEST = 0.8
-"""Kills fall in the first four fifths of a stage's undisturbed time, so that they do not miss it."""
+"""Kills fall in the first four fifths of a piece's undisturbed time, so that few of them miss it."""
+
+
+def stage_of(title: str) -> str:
+    """The folder in the workspace of a piece of work, from its title."""
+    verb = title.split()[0]
+    return "baselines" if verb == "baseline" else verb
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,7 @@ class Announced:
     @property
     def stage(self) -> str:
         """Its folder in the workspace."""
-        verb = self.title.split()[0]
-        return "baselines" if verb == "baseline" else verb
+        return stage_of(self.title)
 
 
 @dataclass
@@ -85,12 +91,12 @@ class Attempt:
 
 
 Plan = dict[str, list[float]]
-"""Title of a piece of work -> seconds after its announcement at which a kill comes, in order."""
+"""Title of a piece of work (or stage, after a miss) -> when kills come, in seconds after its announcement."""
 
 
 def attempt(command: Sequence[str], folder: Path, plan: Plan) -> Attempt:
     """Run `command` in `folder` until it ends or a kill of `plan` is due; that kill is taken off the plan."""
-    found = Attempt()
+    found, stage, moment = Attempt(), "", 0.0
     with subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -111,8 +117,13 @@ def attempt(command: Sequence[str], folder: Path, plan: Plan) -> Attempt:
             if line.endswith(RUNNING):
                 title, now = line.removesuffix(RUNNING), time.monotonic()
                 found.announced.append((title, now))
-                if due is None and plan.get(title):
-                    due = now + plan[title].pop(0)
+                if due is not None:  # missed: the next piece of that stage gets the kill, and sooner
+                    plan.setdefault(stage, []).append(moment / 3)
+                stage, due = stage_of(title), None
+                moments = plan.get(title) or plan.get(stage)
+                if moments:
+                    moment = moments.pop(0)
+                    due = now + moment
         found.status = process.wait()
         reader.join()
         found.ended = time.monotonic()
@@ -144,11 +155,13 @@ def undisturbed(command: Sequence[str], folder: Path) -> list[Announced]:
 
 
 def plan_kills(pieces: Sequence[Announced], kills: int, seed: int) -> Plan:
-    """At least one kill in every stage, the others where most time is spent; kills of a piece share its time."""
+    """At least one kill in every stage, the others where most time goes; kills of a piece share its time."""
     random_ = random.Random(seed)
     by_stage = {stage: [p for p in pieces if p.stage == stage] for stage in STAGES}
     present = [stage for stage in STAGES if by_stage[stage]]
-    chosen = [random_.choice(by_stage[stage]) for stage in present]
+    chosen = [
+        random_.choices(by_stage[stage], [piece.seconds for piece in by_stage[stage]])[0] for stage in present
+    ]
     weights = [piece.seconds for piece in pieces]
     chosen += random_.choices(list(pieces), weights, k=max(0, kills - len(present)))
     counts = Counter(piece.title for piece in chosen)
@@ -160,7 +173,7 @@ def plan_kills(pieces: Sequence[Announced], kills: int, seed: int) -> Plan:
 
 
 def disturbed(command: Sequence[str], folder: Path, plan: Plan) -> Iterator[Attempt]:
-    """Give the command again and again until it ends by itself; yields every attempt, the last one unkilled."""
+    """Give the command again and again until it ends by itself; yields every attempt, the last unkilled."""
     remaining = {title: list(moments) for title, moments in plan.items()}
     while True:
         found = attempt(command, folder, remaining)
@@ -172,7 +185,7 @@ def disturbed(command: Sequence[str], folder: Path, plan: Plan) -> Iterator[Atte
 
 
 def files_of(workspace: Path, stage: str) -> dict[str, str]:
-    """SHA-256 of every compared file below a stage's folder, leftovers included, checked with its stage.json."""
+    """SHA-256 of every compared file of a stage's folder, leftovers included, checked with its stage.json."""
     folder = workspace / stage
     found = {
         path.relative_to(folder).as_posix(): hash_file(path)

@@ -106,6 +106,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def drop_half_written(folder: Path) -> None:
+    """Delete the temporary files of killed processes below `folder`; nobody else may be writing there."""
+    for left in folder.rglob(f".*{TEMPORARY}"):
+        left.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
@@ -286,13 +292,12 @@ class Stage:
         never reads new files under the hashes of old ones.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.rglob(f".*{TEMPORARY}"):
-            left.unlink(missing_ok=True)
+        drop_half_written(self.folder)
         if (self.folder / STAGE_FILE).is_file():
             os.replace(self.folder / STAGE_FILE, self._earlier)
 
     def give_up(self, *, restore: bool) -> None:
-        """Undo `begin` after a failure: the earlier result counts again if wanted and if no file of it was touched.
+        """Undo `begin` after a failure: the earlier result counts again if wanted and if it was not touched.
 
         A renaming is all it takes, so it works on a full disk too.
         """
@@ -320,11 +325,12 @@ class Stage:
         }
         write_json(self.folder / STAGE_FILE, record)
         self._earlier.unlink(missing_ok=True)
-        self.drop_partial()
-
-    def drop_partial(self) -> None:
-        """Remove the resumable work of a finished stage."""
         shutil.rmtree(self.folder / "partial", ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed right after it finished the stage left behind."""
+        shutil.rmtree(self.folder / "partial", ignore_errors=True)
+        drop_half_written(self.folder)
 
     @property
     def seconds(self) -> float:
@@ -336,8 +342,8 @@ def outputs_of(folder: Path, verb: str) -> dict[str, str]:
     """Hashes of a finished stage's outputs, for use as the inputs of the next.
 
     Raises:
-        CatalexError: When the stage has not been finished, or an output is missing or differs from what the stage
-            wrote (a later run of it was interrupted, or somebody changed the file).
+        CatalexError: When the stage has not been finished, or an output is missing or differs from what the
+            stage wrote (a later run of it was interrupted, or somebody changed the file).
     """
     path = folder / STAGE_FILE
     if not path.is_file():
@@ -382,6 +388,6 @@ def _version(path: Path) -> tuple[int, int, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _hash_once(path: Path, inode: int, size: int, changed: int) -> str:
-    """`hash_file`, remembered while the file stays as it is: one process asks for the same outputs many times."""
+    """`hash_file`, remembered while the file stays as it is: the same outputs are asked for many times."""
     del inode, size, changed  # part of the memory's key only
     return hash_file(path)

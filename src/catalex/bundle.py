@@ -15,7 +15,8 @@ A folder that differs from its manifest by one byte, or was written by another f
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,7 +158,13 @@ class Bundle:
         if not history:
             raise user_error("the history is empty", place="--history", remedy="give at least one item")
         if k < 1:
-            raise user_error("the number of items must be positive", place="-k", value=k, allowed="at least 1", remedy="ask for one item or more")
+            raise user_error(
+                "the number of items must be positive",
+                place="-k",
+                value=k,
+                allowed="at least 1",
+                remedy="ask for one item or more",
+            )
         k = min(k, len(self.titles))  # a longer list cannot come, and would only cost memory
         ranking = self.recommender.recommend(Histories.from_lists([list(history)]), k)
         codes = self.identifiers.of(self.manifest["domain"])
@@ -186,48 +193,40 @@ def write_bundle(
         tokenizer: Folder of the trained tokenizer.
         recommender: Trained, and bound to the domain's catalogue.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
+    with _appearing(folder) as fresh:
+        shutil.copy(prepared / c.ITEMS_FILE, fresh / c.ITEMS_FILE)
+        shutil.copytree(tokenizer, fresh / "tokenizer")
+        own = IdentifierTable(identifiers.space, identifiers.unique).add(
+            domain, identifiers.of(domain), identifiers.versions[domain][0]
+        )
+        own.save(fresh / "identifiers.parquet")
+        recommender.save(fresh / "recommender")
+        write_json(fresh / "recipe.json", recipe)
+        files = sorted(p.relative_to(fresh).as_posix() for p in fresh.rglob("*") if p.is_file())
+        manifest = {
+            "format": FORMAT,
+            "catalex": catalex.__version__,
+            "domain": domain,
+            "split_id": split_id,
+            "identifier_version": identifiers.versions[domain][0],
+            "files": {name: hash_file(fresh / name) for name in files},
+        }
+        write_json(fresh / MANIFEST, manifest)
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` on success and disappears on any failure."""
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     try:
-        _fill(fresh, domain, split_id, prepared, identifiers, tokenizer, recommender, recipe)
+        yield fresh
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _fill(
-    fresh: Path,
-    domain: str,
-    split_id: str,
-    prepared: Path,
-    identifiers: IdentifierTable,
-    tokenizer: Path,
-    recommender: Recommender,
-    recipe: JSON,
-) -> None:
-    """Write all files of a bundle into the folder `fresh`."""
-    fresh.mkdir(parents=True)
-    shutil.copy(prepared / c.ITEMS_FILE, fresh / c.ITEMS_FILE)
-    shutil.copytree(tokenizer, fresh / "tokenizer")
-    own = IdentifierTable(identifiers.space, identifiers.unique).add(
-        domain, identifiers.of(domain), identifiers.versions[domain][0]
-    )
-    own.save(fresh / "identifiers.parquet")
-    recommender.save(fresh / "recommender")
-    write_json(fresh / "recipe.json", recipe)
-    files = sorted(p.relative_to(fresh).as_posix() for p in fresh.rglob("*") if p.is_file())
-    manifest = {
-        "format": FORMAT,
-        "catalex": catalex.__version__,
-        "domain": domain,
-        "split_id": split_id,
-        "identifier_version": identifiers.versions[domain][0],
-        "files": {name: hash_file(fresh / name) for name in files},
-    }
-    write_json(fresh / MANIFEST, manifest)

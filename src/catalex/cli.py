@@ -5,8 +5,13 @@ A user's mistake ends in one sentence and exit code 2.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -30,6 +35,11 @@ app.add_typer(ledger_app, name="ledger")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+HINT = "catalex: interrupted; run the same command again to continue."
+
+GRACE = 5.0
+"""Seconds that the program has to end by itself after Ctrl-C."""
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for every mistake in the command itself; it has no public name of its own."""
@@ -275,7 +285,8 @@ def ledger_merge(
 def main() -> None:
     """Entry point of the ``catalex`` command."""
     try:
-        code = app(prog_name="catalex", standalone_mode=False)
+        with _interruptible():
+            code = app(prog_name="catalex", standalone_mode=False)
     except CatalexError as error:
         _refuse(str(error))
     except USAGE_ERROR as error:
@@ -288,8 +299,45 @@ def main() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        print("catalex: interrupted; run the same command again to continue.", file=sys.stderr)
+        print(HINT, file=sys.stderr)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the program even where a library swallows `KeyboardInterrupt`.
+
+    Pressed twice it ends at once, pressed once after `GRACE` seconds at the latest. Writing is atomic and
+    stages resume, so that this loses nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
+        yield
+        return
+    pressed, over = threading.Event(), threading.Event()
+
+    def stop() -> NoReturn:
+        os.write(2, f"{HINT}\n".encode())
+        os._exit(INTERRUPTED)
+
+    def interrupt(*_: object) -> NoReturn:
+        if pressed.is_set():
+            stop()
+        pressed.set()
+        raise KeyboardInterrupt
+
+    def watch() -> None:
+        pressed.wait()
+        if not over.wait(GRACE):
+            stop()
+
+    threading.Thread(target=watch, daemon=True, name="interrupt").start()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        over.set()
+        pressed.set()
 
 
 def _refuse(sentence: str) -> NoReturn:

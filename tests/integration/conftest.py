@@ -9,17 +9,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.tiny_story import write_story
 
 from catalex.pipelines.recipe import read_recipe
 from catalex.pipelines.run import run_recipe
+from support.tiny_story import write_story
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
 def kill_resume() -> ModuleType:
-    """The tool scripts/kill_resume.py as a module: its `compare` is the judge of equality in these tests too."""
+    """The tool scripts/kill_resume.py as a module: its `compare` is the judge of equality here too."""
     name = "kill_resume"
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None

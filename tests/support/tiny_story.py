@@ -1,4 +1,4 @@
-"""A story that runs in seconds: two domains cut from the packaged sample, a one-layer T5, and a recipe over them."""
+"""A story that runs in seconds: two domains cut from the packaged sample, and a recipe with a tiny T5."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ITEMS, USERS, LONGEST, SHORTEST = 60, 70, 8, 4
 
 
 def cut_sample(folder: Path) -> None:
-    """Write, for each year of the sample, its 60 most bought products and 70 users who bought some of them."""
+    """Write, for each year of the sample, its 60 most bought products and 70 users who bought some."""
     for year in DOMAINS:
         events = read_parquet(sample.path() / year / c.INTERACTIONS_FILE)
         items = read_parquet(sample.path() / year / c.ITEMS_FILE)
@@ -44,7 +44,7 @@ def cut_sample(folder: Path) -> None:
 
 
 def write_story(folder: Path) -> Path:
-    """Cut the sample into ``folder/data`` and write a recipe with every stage over it; returns the recipe's path.
+    """Cut the sample into ``folder/data``, write a recipe with every stage over it, and return its path.
 
     The recipe's workspace ``run`` and its ``cache`` are relative: they lie where the run is started.
     """

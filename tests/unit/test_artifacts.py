@@ -203,3 +203,33 @@ def test_finishing_drops_the_partial_work_and_comes_last(tmp_path: Path) -> None
     finished(tmp_path, {})
     assert not (tmp_path / "partial").exists()
     assert stage.seconds >= 0
+
+
+def test_a_stage_that_began_again_is_not_done_until_it_finishes(tmp_path: Path) -> None:
+    stage = finished(tmp_path, {"x": 1})
+    (tmp_path / ".out.txt.abc.tmp").write_text("half-written by a killed process")
+    stage.begin()
+    assert not Stage(tmp_path, "embed", {"x": 1}).done
+    assert not (tmp_path / ".out.txt.abc.tmp").exists()
+    assert finished(tmp_path, {"x": 1}).done
+    assert sorted(os.listdir(tmp_path)) == ["deep", "out.txt", "stage.json"]
+
+
+@pytest.mark.parametrize(("restore", "touched"), [(True, False), (True, True), (False, False)])
+def test_after_a_failure_the_earlier_result_counts_if_it_was_not_touched(
+    restore: bool, touched: bool, tmp_path: Path
+) -> None:
+    stage = finished(tmp_path, {})
+    stage.begin()
+    if touched:
+        (tmp_path / "out.txt").write_text("half of the second run")
+    stage.give_up(restore=restore)
+    assert stage.done == (restore and not touched)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_tampered_output_is_no_input_of_the_next(tmp_path: Path) -> None:
+    finished(tmp_path, {})
+    (tmp_path / "out.txt").write_text("tampered!")
+    with pytest.raises(CatalexError):
+        outputs_of(tmp_path, "embed")

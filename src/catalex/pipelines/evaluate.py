@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from catalex.artifacts import Stage, outputs_of, read_json, write_json
+from catalex.artifacts import Stage, drop_half_written, outputs_of, read_json, write_json
 from catalex.data.domain import Domain
 from catalex.data.histories import popularity
 from catalex.evaluation.comparison import aggregate, compare
@@ -91,6 +91,7 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
             row for name in recipe.evaluate_domains for row in _comparisons(recipe, results, name)
         ],
     }
+    drop_half_written(place.root / "evaluate")  # the summary belongs to no stage that would do so
     write_json(place.root / "evaluate" / SUMMARY, found)
     return found
 

@@ -156,7 +156,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise user_error("this is a folder, not a recipe", place=path, remedy="name a YAML file") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise user_error(f"the recipe cannot be read ({reason})", place=path, remedy="check the path") from None
+        raise user_error(
+            f"the recipe cannot be read ({reason})", place=path, remedy="check the path"
+        ) from None
     if not isinstance(values, dict):
         raise user_error(
             "a recipe is a mapping of keys to values",

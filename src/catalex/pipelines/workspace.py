@@ -144,7 +144,7 @@ def resolve_device(name: str) -> str:
 def running(stage: Stage, title: str) -> Iterator[bool]:
     """Whether the stage has to run; says so, and records its seconds (not part of its outputs' hashes)."""
     if stage.done:
-        stage.drop_partial()  # there only if the process was killed right after it finished the stage
+        stage.tidy()
         say(f"{title}: unchanged, skipped")
         yield False
         return

@@ -40,7 +40,7 @@ class GenerativeTraining(TrainingOptions):
 
     epochs: Positive = 60
     batch_size: Positive = 1024
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     warmup_steps: int = Field(default=300, ge=0)
     schedule: Schedule = "cosine"
@@ -54,7 +54,7 @@ class GenerativeOptions(Options):
 
     model: T5Options = Field(default_factory=lambda: T5Options(preset="tiger"))
     """Sizes of the T5."""
-    training: GenerativeTraining = Field(default_factory=GenerativeTraining)
+    training: GenerativeTraining = GenerativeTraining()
     """Optimisation."""
     max_history: Positive = 20
     """S, latest items of a history that the model reads (TIGER: 20)."""

@@ -43,6 +43,11 @@ class CodeSpace:
     sizes: tuple[int, ...]
     groups: tuple[int, ...]
 
+    @classmethod
+    def of(cls, levels: int, size: int) -> Self:
+        """L levels of `size` codes, each with a codebook of its own."""
+        return cls((size,) * levels, tuple(range(levels)))
+
     @property
     def levels(self) -> int:
         """L."""

@@ -64,9 +64,7 @@ class RQKMeans(Tokenizer):
     @property
     def space(self) -> CodeSpace:
         """L levels of K codes, each with its own codebook."""
-        return CodeSpace(
-            (self.options.codebook_size,) * self.options.levels, tuple(range(self.options.levels))
-        )
+        return CodeSpace.of(self.options.levels, self.options.codebook_size)
 
     def fit(
         self, domains: Sequence[TokenizerDomain], *, seed: int, device: str, partial: Path | None = None

@@ -46,7 +46,7 @@ class TrainingOptions(Options):
     """Passes over the training examples at most; the cosine schedule reaches 0 after this many."""
     batch_size: Positive = 1024
     """Examples a step, over all processes."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of matrices (gains and biases are never decayed)."""

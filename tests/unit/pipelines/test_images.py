@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,14 +16,6 @@ from catalex.data.images import ImageStore
 from catalex.errors import CatalexError
 from catalex.pipelines.images import fetch_domain_images
 from support.server import Server
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with Server() as running:
-        yield running
 
 
 def picture(width: int = 90, height: int = 60) -> bytes:
