@@ -75,10 +75,10 @@ def run(
 ) -> None:
     """Run the whole story: prepare, embed, tokenize, pretrain, transfer, evaluate, bundle, report."""
     from catalex.pipelines.recipe import read_recipe
-    from catalex.pipelines.run import run_recipe
+    from catalex.pipelines.run import print_outcome, run_recipe
 
-    folder = run_recipe(read_recipe(recipe, overrides or ()), ledger if record else None)
-    print(f"report: {folder}")
+    parsed = read_recipe(recipe, overrides or ())
+    print_outcome(parsed, run_recipe(parsed, ledger if record else None))
 
 
 @app.command()

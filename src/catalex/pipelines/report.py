@@ -58,7 +58,7 @@ def report_stage(recipe: Recipe) -> Path:
             "name": recipe.tokenizer.get("name"),
             "options": options,
             "curves": curves,
-            "health": health,
+            "health": {name: _health(row) for name, row in health["domains"].items()},
         }
     judged = read_optional(place.root / "evaluate" / SUMMARY)
     if judged:
@@ -76,6 +76,22 @@ def report_stage(recipe: Recipe) -> Path:
         ]
     write_report(found, place.reported)
     return place.reported
+
+
+def _health(row: dict[str, Any]) -> dict[str, Any]:
+    """One domain of the health report in the words of `reporting.structure.Health`."""
+    return {
+        "collisions_before": row["collisions_before"],
+        "collisions_after": row["collisions_after"],
+        "levels": row["levels"],
+        "error": row["error"],
+        "neighbour_preservation": row["neighbours"]["prefix"],
+        "neighbours_by_reconstruction": row["neighbours"]["reconstruction"],
+        "transition_likelihood": row["transitions"]["item"],
+        "transition_likelihood_of_shuffled_identifiers": row["transitions"]["shuffled"],
+        "moved": row["moved"] / max(row["items"], 1),
+        "buckets": [*row["examples"]["first_code"], *row["examples"]["prefix"]],
+    }
 
 
 def _environment(recipe: Recipe, place: Workspace, folders: list[Path]) -> dict[str, Any]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from catalex.artifacts import read_json
 from catalex.pipelines.bundle import bundle_stage
 from catalex.pipelines.embed import embed_stage
-from catalex.pipelines.evaluate import evaluate_stage
+from catalex.pipelines.evaluate import SUMMARY, evaluate_stage, print_summary
 from catalex.pipelines.prepare import prepare_stage
 from catalex.pipelines.pretrain import pretrain_stage, transfer_stage
 from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.report import report_stage
 from catalex.pipelines.tokenize import tokenize_stage
 from catalex.pipelines.validate import validate_blocks
+
+SHOWN = 3
+"""Examples of recommendations printed at the end of a run."""
 
 
 def run_recipe(recipe: Recipe, record: Path | None = None) -> Path:
@@ -26,3 +30,25 @@ def run_recipe(recipe: Recipe, record: Path | None = None) -> Path:
     evaluate_stage(recipe, record)
     bundle_stage(recipe)
     return report_stage(recipe)
+
+
+def print_outcome(recipe: Recipe, folder: Path) -> None:
+    """Print what a run found: the table of systems, some recommendations by title, where everything is."""
+    found = read_json(folder / "report.json")
+    judged = recipe.folder / "evaluate" / SUMMARY
+    if judged.is_file():
+        print_summary(read_json(judged))
+    for example in found.get("examples", [])[:SHOWN]:
+        print(
+            f"\nA customer of {example['domain']} had bought, oldest first: {'; '.join(example['history'])}"
+        )
+        place = f"number {example['rank']}" if example["rank"] else "not among them"
+        print(f"{example['system']} recommends:")
+        for number, title in enumerate(example["recommended"], start=1):
+            print(f"  {number:2d}. {title}")
+        print(f"Bought next: {example['target']} ({place})")
+    print(f"\nreport: {folder}")
+    for name in recipe.evaluate_domains:
+        bundle = recipe.folder / "bundle" / name
+        if bundle.is_dir():
+            print(f"try it: catalex recommend {bundle} --history '#1,#2'")

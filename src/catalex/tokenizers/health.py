@@ -122,8 +122,14 @@ def _collisions(codes: Codes) -> list[JSON]:
 
 
 def _level(codes: Codes, level: int, size: int) -> dict[str, JSON]:
-    numbers = asdict(use.usage(use.shares(codes[:, level], size)))
-    return {**numbers, "conditional_entropy": use.conditional_entropy(codes, level)}
+    """Use of one level; ``usage`` is each code's share of the items, largest first, for a plot."""
+    shares = use.shares(codes[:, level], size)
+    return {
+        "size": size,
+        **asdict(use.usage(shares)),
+        "conditional_entropy": use.conditional_entropy(codes, level),
+        "usage": [round(float(share), 6) for share in np.sort(shares)[::-1]],
+    }
 
 
 def _pooled(codes: Codes, space: CodeSpace) -> dict[str, JSON]:
