@@ -35,6 +35,7 @@ PRINTERS = (
     "data.statistics.print_statistics",
     "pipelines.tokenize.print_health",
     "pipelines.evaluate.print_summary",
+    "pipelines.run.print_outcome",
 )
 
 
@@ -118,7 +119,8 @@ def test_results_are_recorded_only_when_asked_for(
 ) -> None:
     ledgers: list[Path | None] = []
     replace(monkeypatch, VERBS[verb], lambda _, ledger: ledgers.append(ledger))
-    replace(monkeypatch, "pipelines.evaluate.print_summary", lambda *_: None)
+    for name in PRINTERS:
+        replace(monkeypatch, name, lambda *_: None)
     call(verb, recipe)
     call(verb, recipe, "--ledger", str(tmp_path / "l.jsonl"))
     call(verb, recipe, "--record", "--ledger", str(tmp_path / "l.jsonl"))

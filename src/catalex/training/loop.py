@@ -25,7 +25,7 @@ from catalex.options import Options, Positive
 from catalex.progress import Track, say
 from catalex.training.checkpoint import load_checkpoint, save_checkpoint
 from catalex.training.optim import Schedule, adamw, learning_rate, set_learning_rate
-from catalex.training.seeds import seed_torch
+from catalex.training.seeds import deterministic, seed_torch
 
 Batch = Mapping[str, Tensor]
 """Tensors of one step, on the device; the same keys every step, few distinct shapes."""
@@ -129,7 +129,7 @@ def train(
 
     saved = time.monotonic()
     total_steps = options.epochs * len(first)
-    with Track(f"train {name}", total_steps, "steps", start=report.steps) as track:
+    with deterministic(device), Track(f"train {name}", total_steps, "steps", start=report.steps) as track:
         while epoch < options.epochs and not _exhausted(report, options):
             batches = first if begin or epoch == 0 else plan(epoch)
             model.train()

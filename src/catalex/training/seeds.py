@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,3 +24,18 @@ def generator(seed: int, *parts: object) -> np.random.Generator:
 def seed_torch(seed: int, *parts: object) -> None:
     """Point torch's generators (CPU and CUDA) at one named piece of randomness."""
     torch.manual_seed(derive(seed, *parts))
+
+
+@contextmanager
+def deterministic(device: str) -> Iterator[None]:
+    """Ask torch for operations that give the same bits on every run, where that costs little: on the CPU.
+
+    Without it the gradient of an indexed read is added up by several threads in the order in which they happen to
+    arrive.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or not device.startswith("cuda"))
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -40,12 +40,20 @@ def oracle(folder: Path, text: str, pooling: str, max_tokens: int) -> np.ndarray
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_equals_one_text_at_a_time(folder: Path, pooling: str, batch_size: int) -> None:
-    options = TransformerTextOptions(pooling=pooling, precision="fp32", batch_size=batch_size, max_tokens=16)
+def test_equals_one_text_at_a_time(folder: Path, pooling: str) -> None:
+    options = TransformerTextOptions(pooling=pooling, precision="fp32", max_tokens=16)
     found = TransformerText(folder, options).encode(items(TEXTS))
     expected = np.stack([oracle(folder, text, pooling, 16) for text in TEXTS])
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_companions_in_a_batch_change_no_bit(folder: Path, precision: str) -> None:
+    encoder = TransformerText(folder, TransformerTextOptions(precision=precision))
+    many = [f"{text} {number}" for number in range(12) for text in TEXTS]
+    together = encoder.encode(items(many))
+    alone = np.concatenate([encoder.encode(items([text])) for text in many])
+    assert np.array_equal(together, alone)
 
 
 def test_tokens_are_limited_by_the_positions_of_the_model(folder: Path) -> None:
