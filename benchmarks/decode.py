@@ -28,7 +28,8 @@ import torch
 import transformers
 
 from catalex.decoding import Trie, beam_search
-from catalex.models.t5 import T5, T5Options, save_t5
+from catalex.models.t5 import T5, T5Options
+from catalex.models.t5_folder import save_t5
 from catalex.reporting.ledger import BenchmarkLine, append
 
 CODES = 256

@@ -13,7 +13,8 @@ from transformers import T5ForConditionalGeneration
 
 from catalex.decoding import ABSENT, Trie, search_all
 from catalex.decoding.reference import Ranked, rank_exhaustively, reference_beam_search
-from catalex.models.t5 import T5, T5Options, save_t5
+from catalex.models.t5 import T5, T5Options
+from catalex.models.t5_folder import save_t5
 
 TOLERANCE = 1e-5
 

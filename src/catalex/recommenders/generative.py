@@ -21,7 +21,8 @@ from catalex.decoding.beam import beam_search
 from catalex.decoding.trie import Trie
 from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
-from catalex.models.t5 import T5, T5Options, load_state_from_transformers, load_t5, save_t5
+from catalex.models.t5 import T5, T5Options
+from catalex.models.t5_folder import load_state_from_transformers, load_t5, save_t5
 from catalex.options import Options, Positive
 from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
 from catalex.tokenizers.base import CodeSpace

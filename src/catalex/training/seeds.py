@@ -30,8 +30,8 @@ def seed_torch(seed: int, *parts: object) -> None:
 def deterministic(device: str) -> Iterator[None]:
     """Ask torch for operations that give the same bits on every run, where that costs little: on the CPU.
 
-    Without it the gradient of an indexed read is added up by several threads in the order in which they happen to
-    arrive.
+    Without it the gradient of an indexed read is added up by several threads in the order in which they
+    happen to arrive.
     """
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(before or not device.startswith("cuda"))

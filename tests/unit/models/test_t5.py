@@ -10,7 +10,8 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from catalex.errors import CatalexError
-from catalex.models.t5 import IGNORE, T5, T5Options, load_t5, save_t5
+from catalex.models.t5 import IGNORE, T5, T5Options
+from catalex.models.t5_folder import load_t5, save_t5
 
 SMALL = T5Options(layers=2, hidden=16, feed_forward=32, heads=3, head_width=8, dropout=0.1)
 
