@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from catalex.quantize.distances import nearest
 from catalex.quantize.kmeans import kmeans
@@ -80,7 +81,8 @@ class Codebook(nn.Module):
             codes = nearest(vectors.detach(), self.weight)
         if self.training:
             self._count(vectors.detach(), codes)
-        chosen = self.weight[codes]
+        # not self.weight[codes]: its gradient is added up by threads in the order in which they arrive
+        chosen = functional.embedding(codes, self.weight)
         loss = self.beta * self._reduce(vectors - chosen.detach())
         if self.decay is None:
             loss = loss + self._reduce(vectors.detach() - chosen)

@@ -88,4 +88,5 @@ def _numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _tensors(arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    # cloned into torch's own, aligned memory: products of two threads may round by where the numbers lie
+    return {name: torch.from_numpy(np.array(array)).clone() for name, array in arrays.items()}
