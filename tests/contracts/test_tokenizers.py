@@ -70,7 +70,7 @@ def test_every_entry_is_covered() -> None:
 
 
 def test_the_code_space_is_known_before_training(name: str, fitted: Tokenizer) -> None:
-    before = make_tokenizer({"name": name, **SETTINGS[name]}).space
+    before = make_tokenizer({"name": name, **SETTINGS[name]}, domains=[d.name for d in DOMAINS]).space
     assert before == fitted.space
     assert len(before.sizes) == len(before.groups) == before.levels
 
@@ -86,7 +86,7 @@ def test_codes_are_in_range(fitted: Tokenizer) -> None:
 
 def test_batch_agrees_with_single_bit_for_bit(fitted: Tokenizer) -> None:
     whole = fitted.encode(vectors())
-    prefix = whole[:, :1]
+    prefix = whole[:, fitted.order[:1]]
     distances = fitted.distances(vectors(), prefix)
     order = np.random.default_rng(0).permutation(240)
     np.testing.assert_array_equal(fitted.encode(vectors()[order]), whole[order])
@@ -99,12 +99,13 @@ def test_batch_agrees_with_single_bit_for_bit(fitted: Tokenizer) -> None:
 
 def test_encode_is_the_argmin_of_distances_level_by_level(fitted: Tokenizer) -> None:
     codes = fitted.encode(vectors())
-    for level, size in enumerate(fitted.space.sizes):
-        distances = fitted.distances(vectors(), codes[:, :level])
+    assert sorted(fitted.order) == list(range(fitted.space.levels))
+    for step, position in enumerate(fitted.order):
+        distances = fitted.distances(vectors(), codes[:, fitted.order[:step]])
         assert distances.dtype == np.float32
-        assert distances.shape == (240, size)
+        assert distances.shape == (240, fitted.space.sizes[position])
         assert (distances >= 0).all()
-        np.testing.assert_array_equal(distances.argmin(1), codes[:, level])
+        np.testing.assert_array_equal(distances.argmin(1), codes[:, position])
 
 
 def test_decode_has_the_shape_of_the_vectors_and_beats_the_mean(fitted: Tokenizer) -> None:

@@ -47,7 +47,7 @@ def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
 
 def _tokenize(recipe: Recipe, stage: Stage) -> None:
     place = workspace(recipe)
-    tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer")
+    tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
     domains = {name: place.domain(name) for name in recipe.domains}
     for name, domain in domains.items():
         check_room(tokenizer.space, len(domain), recipe.tokenize.conflicts, f"tokenize {name}")

@@ -25,7 +25,10 @@ def validate_blocks(recipe: Recipe, *, with_data: bool = True) -> None:
     resolve_device(recipe.device)
     TextOptions.parse(recipe.text, "text")
     make_encoder(recipe.encoder, "encoder")
-    space = space_after(make_tokenizer(recipe.tokenizer, "tokenizer").space, recipe.tokenize.conflicts)
+    space = space_after(
+        make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains).space,
+        recipe.tokenize.conflicts,
+    )
     for stage in (recipe.pretrain, recipe.transfer):
         if stage is not None:
             make_recommender(recipe.component(recipe.recommender, stage.training), "recommender", space)

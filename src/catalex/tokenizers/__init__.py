@@ -11,7 +11,7 @@ from typing import Any
 
 from catalex.artifacts import hash_array, hash_json
 from catalex.errors import lookup, user_error
-from catalex.tokenizers.base import CodeSpace, Tokenizer, TokenizerDomain
+from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, Tokenizer, TokenizerDomain
 from catalex.tokenizers.folder import read_config
 from catalex.tokenizers.rqkmeans import RQKMeans
 from catalex.tokenizers.rqvae import RQVAE
@@ -20,8 +20,16 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {"rqkmeans": RQKMeans, "rqvae": RQVAE}
 """Every tokenizer by its name in recipes."""
 
 
-def make_tokenizer(settings: Mapping[str, Any], place: str = "tokenizer") -> Tokenizer:
+def make_tokenizer(
+    settings: Mapping[str, Any], place: str = "tokenizer", domains: Sequence[str] | None = None
+) -> Tokenizer:
     """An untrained tokenizer from ``{"name": ..., **options}``, read from a recipe at `place`.
+
+    Args:
+        settings: Name and options.
+        place: Where they stand, for messages.
+        domains: Names of the domains that it will learn from, where they are known already; the code space
+            of some tokenizers depends on them.
 
     Raises:
         CatalexError: For an unknown name or option, or a value out of range.
@@ -34,6 +42,8 @@ def make_tokenizer(settings: Mapping[str, Any], place: str = "tokenizer") -> Tok
     kind = lookup(TOKENIZERS, str(options.pop("name")), "tokenizer")
     construct: Any = kind
     tokenizer: Tokenizer = construct(kind.Options.parse(options, place))
+    if domains is not None:
+        tokenizer.expect(domains)
     return tokenizer
 
 
@@ -58,6 +68,8 @@ def fit_hash(settings: Mapping[str, Any], domains: Sequence[TokenizerDomain], se
 __all__ = [
     "TOKENIZERS",
     "CodeSpace",
+    "LatentTokenizer",
+    "ResidualPart",
     "Tokenizer",
     "TokenizerDomain",
     "fit_hash",

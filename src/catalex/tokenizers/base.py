@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+from torch import Tensor
+
 from catalex.data.histories import Histories
 from catalex.options import Options
 from catalex.types import JSON, Codes, Floats
@@ -67,6 +69,21 @@ class Tokenizer(ABC):
     def space(self) -> CodeSpace:
         """Levels and codebook sizes; known before training."""
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Positions of an identifier in the order in which its codes are chosen; normally from left to right.
+
+        UniTok chooses the expert first and writes it last: ``(4, 0, 1, 2, 3)``.
+        """
+        return tuple(range(self.space.levels))
+
+    def expect(self, domains: Sequence[str]) -> None:  # noqa: B027 - most tokenizers have nothing to learn here
+        """Told before training the names of the domains that it will learn from; `space` may depend on them.
+
+        Raises:
+            CatalexError: When an option names a domain that is not among them.
+        """
+
     @abstractmethod
     def fit(
         self, domains: Sequence[TokenizerDomain], *, seed: int, device: str, partial: Path | None = None
@@ -91,10 +108,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def distances(self, vectors: Floats, prefix: Codes) -> Floats:
-        """``(N, K_l)`` squared distances of each vector to every code of level l, given its codes before l.
+        """``(N, K)`` squared distances of each vector to every code of the next level, given those chosen
+        before.
 
-        `prefix` is ``(N, l)`` with 0 <= l < L. ``argmin`` of the result at each level in turn gives `encode`.
-        Conflict handling is built on this alone.
+        `prefix` is ``(N, l)`` with 0 <= l < L, the first l codes in `order`; the result belongs to position
+        ``order[l]``. ``argmin`` of the result at each step in turn gives `encode`. Conflict handling is built
+        on this alone.
         """
 
     @abstractmethod
@@ -113,3 +132,36 @@ class Tokenizer(ABC):
         Raises:
             CatalexError: When a file is missing, damaged or of another version.
         """
+
+
+@dataclass(frozen=True)
+class ResidualPart:
+    """What quantizes the latent vectors of one domain.
+
+    Attributes:
+        codebooks: R codebooks ``(K_r, d)`` of residual quantization, in `Tokenizer.order`.
+        fixed: For each of the L positions of the identifier the one code that all items of the domain have
+            there (UniTok's expert), or None where a residual code stands. R of them are None.
+    """
+
+    codebooks: tuple[Tensor, ...]
+    fixed: tuple[int | None, ...]
+
+
+class LatentTokenizer(Tokenizer):
+    """A tokenizer that residually quantizes a latent vector ``(d,)``. Adaptation to a new domain and the
+    measurement of dependence build on this."""
+
+    @abstractmethod
+    def latents(self, vectors: Floats) -> Tensor:
+        """``(N, d)`` float32 latent vectors of vectors ``(N, D)``, independent of batching, without
+        gradient."""
+
+    @abstractmethod
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """``(N, D)`` vectors of (quantized) latent vectors ``(N, d)``."""
+
+    @abstractmethod
+    def part_for(self, latents: Tensor) -> ResidualPart:
+        """The codebooks for a domain with these latent vectors ``(N, d)``: all there are, or those of the
+        expert that most of them are sent to."""

@@ -63,7 +63,11 @@ def resolve(
     if method == "digit":
         return _append_digit(codes, owned)
     check_room(space, len(codes) + len(owned), method, "conflict handling")
-    return _reassign(tokenizer, vectors, codes, owned, space.sizes)
+    order = list(tokenizer.order)  # the code chosen last moves first, wherever the identifier writes it
+    sizes = [space.sizes[position] for position in order]
+    found = np.empty_like(codes)
+    found[:, order] = _reassign(tokenizer, vectors, codes[:, order], owned[:, order], sizes)
+    return found
 
 
 def space_after(space: CodeSpace, method: Method) -> CodeSpace:
@@ -123,7 +127,7 @@ def _append_digit(codes: Codes, reserved: Codes) -> Codes:
 def _reassign(
     tokenizer: Tokenizer, vectors: Floats, codes: Codes, reserved: Codes, sizes: Sequence[int]
 ) -> Codes:
-    """Unique identifiers ``(N, L)``; see `resolve`."""
+    """Unique identifiers ``(N, L)``; see `resolve`. Here all codes stand in `Tokenizer.order`."""
     movers, priority = _movers(tokenizer, vectors, codes, reserved, sizes)
     identifiers = codes.copy()
     stays = np.ones(len(codes), bool)

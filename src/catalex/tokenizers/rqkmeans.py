@@ -22,7 +22,7 @@ from catalex.errors import user_error
 from catalex.options import Options
 from catalex.progress import Track
 from catalex.quantize import in_blocks, kmeans, reconstruct, residual, residual_distances, residual_encode
-from catalex.tokenizers.base import CodeSpace, Tokenizer, TokenizerDomain
+from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.normalise import Normalisation, Normaliser
 from catalex.tokenizers.training_set import Balance, check_domains, check_vectors, pooled
@@ -49,7 +49,7 @@ class RQKMeansOptions(Options):
     """Weight of the domains: "proportional" to their items, or "equal"."""
 
 
-class RQKMeans(Tokenizer):
+class RQKMeans(LatentTokenizer):
     """L codebooks of K code vectors in the space of the (normalised) content vectors."""
 
     Options: ClassVar[type[Options]] = RQKMeansOptions
@@ -142,6 +142,19 @@ class RQKMeans(Tokenizer):
         found = in_blocks(lambda block: normaliser.invert(reconstruct(block, self.codebooks)), chosen)
         vectors: Floats = found.numpy()
         return vectors
+
+    def latents(self, vectors: Floats) -> Tensor:
+        """``(N, P)`` normalised vectors."""
+        rows, normaliser = self._rows(vectors), self._normaliser()
+        return in_blocks(normaliser, rows)
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """``(N, D)`` vectors, with the normalisation undone."""
+        return in_blocks(self._normaliser().invert, latents)
+
+    def part_for(self, latents: Tensor) -> ResidualPart:
+        """All codebooks, whatever the domain."""
+        return ResidualPart(tuple(self.codebooks), (None,) * self.options.levels)
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and the codebooks."""

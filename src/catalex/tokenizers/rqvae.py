@@ -17,7 +17,7 @@ from catalex.options import Options
 from catalex.progress import Track
 from catalex.quantize import in_blocks, reconstruct, residual_distances, residual_encode
 from catalex.quantize.vq import Reduction
-from catalex.tokenizers.base import CodeSpace, Tokenizer, TokenizerDomain
+from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
 from catalex.tokenizers.checkpoint import Curves, epoch_seed, load_checkpoint, save_checkpoint
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.normalise import Normalisation, Normaliser
@@ -107,7 +107,7 @@ class RQVAEOptions(Options):
         return math.ceil(DEFAULT_STEPS / math.ceil(items / self.batch))
 
 
-class RQVAE(Tokenizer):
+class RQVAE(LatentTokenizer):
     """Codes of the latent vector of an autoencoder."""
 
     Options: ClassVar[type[Options]] = RQVAEOptions
@@ -235,6 +235,22 @@ class RQVAE(Tokenizer):
             )
         vectors: Floats = found.numpy()
         return vectors
+
+    def latents(self, vectors: Floats) -> Tensor:
+        """``(N, latent)`` output of the encoder."""
+        rows, network, normaliser = self._rows(vectors), *self._trained()
+        with torch.no_grad():
+            return in_blocks(lambda block: network.encoder(normaliser(block)), rows)
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """``(N, D)`` output of the decoder, with the normalisation undone."""
+        network, normaliser = self._trained()
+        with torch.no_grad():
+            return in_blocks(lambda block: normaliser.invert(network.decoder(block)), latents)
+
+    def part_for(self, latents: Tensor) -> ResidualPart:
+        """All codebooks, whatever the domain."""
+        return ResidualPart(tuple(self._trained()[0].weights), (None,) * self.options.levels)
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and the weights."""

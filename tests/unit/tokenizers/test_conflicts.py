@@ -24,6 +24,7 @@ class TinyTokenizer:
         generator = torch.Generator().manual_seed(seed)
         self.codebooks = [torch.randn(size, width, generator=generator) for size in sizes]
         self.space = CodeSpace(sizes, tuple(range(len(sizes))))
+        self.order = tuple(range(len(sizes)))
 
     def encode(self, vectors: Floats) -> Codes:
         return residual_encode(torch.from_numpy(vectors), self.codebooks).numpy().astype(np.int32)
