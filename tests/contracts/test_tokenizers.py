@@ -28,6 +28,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "epochs": 6,
         "checkpoint_every": 2,
     },
+    "unitok": {
+        "codebook_size": 8,
+        "levels": 3,
+        "hidden": [16],
+        "latent": 6,
+        "batch": 64,
+        "epochs": 6,
+        "warmup_steps": 4,
+        "information_every": 2,
+        "checkpoint_every": 2,
+    },
 }
 WIDTH = 12
 

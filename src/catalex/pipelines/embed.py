@@ -34,6 +34,7 @@ def embed_stage(recipe: Recipe) -> None:
             "domain": outputs_of(place.prepared(name), "prepare"),
             "encoder": encoder.fingerprint,
             "text": text.model_dump(mode="json"),
+            "stored_as": "float16",
         }
         stage = Stage(place.embedded(name), "embed", inputs)
         with running(stage, f"embed {name} with {recipe.encoder['name']}") as needed:

@@ -22,6 +22,8 @@ from catalex.types import JSON
 
 VARIABLE = re.compile(r"\$\{(\w+)\}")
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+PUBLISHED = "published"
+"""Name in place of a tokenizer's where all identifiers are published ones."""
 
 
 class PretrainBlock(Options):
@@ -62,9 +64,15 @@ class TokenizeBlock(Options):
 
     domains: list[str] | None = None
     """Domains the tokenizer is trained on, jointly, and then frozen; default: the pre-training domains."""
-    conflicts: Literal["reassign", "digit"] = "reassign"
+    conflicts: Literal["reassign", "digit", "none"] = "reassign"
     """`reassign` moves all but one item of a group to the nearest free last code (UTGRec); `digit` appends
-    TIGER's extra digit."""
+    TIGER's extra digit; `none` is for published identifiers that are unique already."""
+    adapt: dict[str, Literal["rotate", "grow"]] = Field(default_factory=dict)
+    """Domains that the frozen tokenizer is adapted to, from their vectors alone, and the method; see
+    `tokenizers.adapt`. Typically domains that it did not learn from."""
+    published: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Identifiers that others published, in place of a tokenizer: for every domain of the recipe a block of
+    `tokenizers.published.PublishedOptions`."""
 
 
 class Recipe(Options):
@@ -106,7 +114,9 @@ class Recipe(Options):
 
     @property
     def tokenizer_domains(self) -> list[str]:
-        """Domains that the tokenizer learns from."""
+        """Domains that the tokenizer learns from; none where the identifiers are published ones."""
+        if self.tokenize.published:
+            return []
         return self.tokenize.domains or self.pretrain_domains or list(self.domains)
 
     @property
@@ -168,6 +178,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     for override in overrides:
         _apply(values, override)
+    if isinstance(values.get("tokenize"), dict) and values["tokenize"].get("published"):
+        values.setdefault("tokenizer", {"name": PUBLISHED})  # so that no report names one that was not used
     recipe = Recipe.parse(_expand(values, str(path)), str(path))
     _check(recipe, path)
     return recipe
@@ -260,6 +272,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         "pretrain.domains": recipe.pretrain_domains,
         "transfer.domains": recipe.transfer.domains if recipe.transfer else None,
         "evaluate.domains": recipe.evaluate.domains,
+        "tokenize.adapt": recipe.tokenize.adapt,
+        "tokenize.published": recipe.tokenize.published,
     }
     blocks = {"pretrain": recipe.pretrain, "transfer": recipe.transfer}
     for key, block in blocks.items():
@@ -282,4 +296,59 @@ def _check(recipe: Recipe, path: Path) -> None:
             "transfer starts from a pre-trained recommender, but the recipe has no 'pretrain' block",
             place=f"{path}: transfer",
             remedy="add 'pretrain' or set transfer.starts: [scratch]",
+        )
+    _check_tokenize(recipe, path)
+
+
+def _check_tokenize(recipe: Recipe, path: Path) -> None:
+    """Either a tokenizer is trained, or all identifiers are published ones."""
+    block, name = recipe.tokenize, recipe.tokenizer.get("name")
+    if not block.published:
+        if name == PUBLISHED:
+            raise user_error(
+                "no published identifiers are named",
+                place=f"{path}: tokenizer.name",
+                value=name,
+                remedy="name a file for every domain under tokenize.published, or name a tokenizer",
+            )
+        if block.conflicts == "none":
+            raise user_error(
+                "items that share an identifier cannot be decoded",
+                place=f"{path}: tokenize.conflicts",
+                value=block.conflicts,
+                allowed="reassign, digit",
+                remedy="use one of them; 'none' is for published identifiers that are unique",
+            )
+        return
+    missing = [domain for domain in recipe.domains if domain not in block.published]
+    if missing:
+        raise user_error(
+            f"domain {missing[0]!r} has no published identifiers, but others have",
+            place=f"{path}: tokenize.published",
+            value=list(block.published),
+            remedy="name a file for every domain of the recipe, or move the others to a recipe of their own",
+        )
+    if recipe.tokenizer != {"name": PUBLISHED}:
+        raise user_error(
+            "published identifiers need no tokenizer, and none is trained",
+            place=f"{path}: tokenizer",
+            value=recipe.tokenizer,
+            allowed=f"name: {PUBLISHED}",
+            remedy="remove the block 'tokenizer', or tokenize.published",
+        )
+    for key, value in (("domains", block.domains), ("adapt", block.adapt)):
+        if value:
+            raise user_error(
+                "published identifiers have no tokenizer that could be trained or adapted",
+                place=f"{path}: tokenize.{key}",
+                value=value,
+                remedy=f"remove tokenize.{key}, or tokenize.published",
+            )
+    if block.conflicts == "reassign":
+        raise user_error(
+            "published identifiers come without code vectors, so there is no nearest free identifier",
+            place=f"{path}: tokenize.conflicts",
+            value=block.conflicts,
+            allowed="digit, none",
+            remedy="set tokenize.conflicts: digit, or none where they are unique already",
         )

@@ -11,12 +11,14 @@ from typing import Any
 
 from catalex.artifacts import hash_array, hash_json
 from catalex.errors import lookup, user_error
+from catalex.tokenizers.adapt import AdaptedTokenizer
 from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, Tokenizer, TokenizerDomain
 from catalex.tokenizers.folder import read_config
 from catalex.tokenizers.rqkmeans import RQKMeans
 from catalex.tokenizers.rqvae import RQVAE
+from catalex.tokenizers.unitok import UniTok
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"rqkmeans": RQKMeans, "rqvae": RQVAE}
+TOKENIZERS: dict[str, type[Tokenizer]] = {"rqkmeans": RQKMeans, "rqvae": RQVAE, "unitok": UniTok}
 """Every tokenizer by its name in recipes."""
 
 
@@ -53,7 +55,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         CatalexError: When a file is missing, damaged or of another version.
     """
-    return lookup(TOKENIZERS, str(read_config(folder)["name"]), "tokenizer").load(folder)
+    table: dict[str, type[Tokenizer]] = {**TOKENIZERS, AdaptedTokenizer.name: AdaptedTokenizer}
+    return lookup(table, str(read_config(folder)["name"]), "tokenizer").load(folder)
 
 
 def fit_hash(settings: Mapping[str, Any], domains: Sequence[TokenizerDomain], seed: int) -> str:

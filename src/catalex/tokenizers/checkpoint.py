@@ -17,7 +17,8 @@ from catalex.artifacts import read_arrays, read_json, write_arrays, write_json
 
 STATE_FILE = "checkpoint.json"
 
-Curves = dict[str, list[Any]]
+Curves = dict[str, Any]
+"""Facts of a training by name, mostly lists with a value an epoch."""
 
 
 def epoch_seed(seed: int, epoch: int, purpose: str) -> int:

@@ -11,7 +11,10 @@ import numpy as np
 
 from catalex.data.histories import Cases, Histories
 from catalex.quantize import usage as use
-from catalex.tokenizers.base import CodeSpace, Tokenizer
+from catalex.tokenizers.base import CodeSpace, LatentTokenizer, Tokenizer
+from catalex.tokenizers.experts import Routed, chosen_shares, domain_expert_facts, expert_facts
+from catalex.tokenizers.information import SIZE, common_size, information, spread
+from catalex.tokenizers.levels import constant_levels, empty_levels, forced_collisions, level_facts
 from catalex.tokenizers.neighbours import (
     kept_by_prefix,
     kept_by_reconstruction,
@@ -39,6 +42,8 @@ class TokenizedDomain:
         titles: N titles.
         training: Training histories.
         validation: Validation cases.
+        tokenizer: The tokenizer of this domain alone, when the common one was adapted to it; None asks the
+            common one.
     """
 
     name: str
@@ -48,40 +53,82 @@ class TokenizedDomain:
     titles: Sequence[str]
     training: Histories
     validation: Cases
+    tokenizer: Tokenizer | None = None
 
 
-def health(tokenizer: Tokenizer, domains: Sequence[TokenizedDomain], seed: int = 0) -> dict[str, JSON]:
+def health(
+    tokenizer: Tokenizer | None,
+    domains: Sequence[TokenizedDomain],
+    seed: int = 0,
+    *,
+    space: CodeSpace | None = None,
+) -> dict[str, JSON]:
     """Report on the identifiers of each domain and on how evenly the tokenizer serves them.
+
+    Args:
+        tokenizer: The common tokenizer; None for identifiers that somebody else published. What only a
+            tokenizer can tell (error, neighbours by reconstruction, information) is then null.
+        domains: What to look at.
+        seed: Fixes the items sampled and shown.
+        space: The levels of ``codes_before``; needed without a tokenizer.
 
     Returns:
         ``domains``: by name the values of `domain_health`; ``balance``: min/max ratio, coefficient of
-        variation and
-        Jain index over the domains of utilisation, perplexity, collision rate, error and neighbours kept;
-        ``sharing``: by pair of domains the Jensen-Shannon divergence of each level's usage and the share of
-        identifiers that occur in the other domain too.
+        variation and Jain index over the domains of utilisation, perplexity, collision rate, error and
+        neighbours kept, null where a domain has no such value; ``sharing``: by pair of domains the
+        Jensen-Shannon divergence of each level's usage and the share of identifiers that occur in the other
+        domain too; ``information``: see `information.spread`, null without latent vectors; ``experts``: see
+        `experts.domain_expert_facts`, null for a tokenizer without experts.
+
+    Raises:
+        ValueError: When there is neither a tokenizer nor a `space`.
     """
-    reports = {domain.name: domain_health(tokenizer, domain, seed) for domain in domains}
+    levels = _space(tokenizer, space)
+    size = common_size([len(domain.vectors) for domain in domains])
+    reports = {
+        domain.name: domain_health(tokenizer, domain, seed, space=space, size=size) for domain in domains
+    }
+    measured = {name: row["information"] for name, row in reports.items() if row["information"]}
+    routed = tokenizer if isinstance(tokenizer, Routed) else None
+    items = {domain.name: len(domain.codes_before) for domain in domains}
     return {
         "domains": reports,
         "balance": _balance(list(reports.values())),
-        "sharing": {
-            f"{a.name} | {b.name}": _sharing(tokenizer.space, a, b) for a, b in combinations(domains, 2)
-        },
+        "sharing": {f"{a.name} | {b.name}": _sharing(levels, a, b) for a, b in combinations(domains, 2)},
+        "information": spread(measured) if measured else None,
+        "experts": domain_expert_facts(
+            {d.name: chosen_shares(d.codes_before, routed) for d in domains}, items
+        )
+        if routed
+        else None,
     }
 
 
-def domain_health(tokenizer: Tokenizer, domain: TokenizedDomain, seed: int = 0) -> dict[str, JSON]:
+def domain_health(
+    tokenizer: Tokenizer | None,
+    domain: TokenizedDomain,
+    seed: int = 0,
+    *,
+    space: CodeSpace | None = None,
+    size: int = SIZE,
+) -> dict[str, JSON]:
     """Collisions by depth before and after, use of each level, error, neighbours kept, transition
-    likelihood, examples.
+    likelihood, information, experts, examples.
 
+    ``floor`` is the collision rate that items with identical vectors force on any tokenizer.
+    ``empty_levels`` and ``constant_levels`` count levels from 1; only the former are faults.
     ``error`` is the mean squared error of `Tokenizer.decode` relative to the variance of the content vectors
-    (0
-    perfect, 1 as good as the mean). ``transitions.shuffled`` judges the same identifiers dealt out at
-    random: what
-    lies between it and ``transitions.item`` is what the identifiers know about the items.
+    (0 perfect, 1 as good as the mean). ``neighbours.prefix`` compares codes in the order in which they are
+    written, ``prefix_chosen`` in that in which they are chosen; of the codes after
+    respectively, where the name does not say "before". ``transitions.shuffled`` judges the same identifiers
+    dealt out at random: what lies between it and ``transitions.item`` is what the identifiers know about the
+    items. ``information`` is measured at n = `size` items.
     """
-    space, before, after = tokenizer.space, domain.codes_before, domain.codes_after
-    decoded = tokenizer.decode(before)
+    space, before, after = _space(tokenizer, space), domain.codes_before, domain.codes_after
+    judge = domain.tokenizer or tokenizer
+    order = tuple(range(space.levels)) if tokenizer is None else tokenizer.order
+    routed = tokenizer if isinstance(tokenizer, Routed) else None
+    decoded = None if judge is None else judge.decode(before)
     queries = sample_queries(len(before), seed)
     truth = nearest_by_cosine(domain.vectors, queries)
     likelihood = transition_likelihood(after, domain.training, domain.validation)
@@ -89,24 +136,59 @@ def domain_health(tokenizer: Tokenizer, domain: TokenizedDomain, seed: int = 0) 
     moved = int((before != after[:, : before.shape[1]]).any(axis=1).sum())
     return {
         "items": len(before),
+        "floor": forced_collisions(domain.vectors),
         "collisions_before": _collisions(before),
         "collisions_after": _collisions(after),
         "moved": moved,
-        "levels": [_level(before, level, space.sizes[level]) for level in range(space.levels)],
+        "levels": level_facts(before, space, order),
+        "empty_levels": empty_levels(before, space, order, domain.vectors, _expert_levels(routed, space)),
+        "constant_levels": constant_levels(before),
         "pooled": _pooled(before, space),
-        "error": relative_error(domain.vectors, decoded),
+        "error": None if decoded is None else relative_error(domain.vectors, decoded),
         "neighbours": {
             "prefix_before": kept_by_prefix(truth, before, queries),
             "prefix": kept_by_prefix(truth, after, queries),
-            "reconstruction": kept_by_reconstruction(truth, decoded, queries),
+            "prefix_chosen": kept_by_prefix(truth, _as_chosen(after, order), queries),
+            "reconstruction": None if decoded is None else kept_by_reconstruction(truth, decoded, queries),
         },
         "transitions": {
             **asdict(likelihood),
             "levels": list(likelihood.levels),
             "shuffled": transition_likelihood(after[dealt], domain.training, domain.validation).item,
         },
+        "information": information(judge, domain.vectors, size, seed)
+        if isinstance(judge, LatentTokenizer)
+        else None,
+        "experts": _experts(routed, judge, domain) if routed else None,
         "examples": _examples(after, domain.titles, seed),
     }
+
+
+def _space(tokenizer: Tokenizer | None, space: CodeSpace | None) -> CodeSpace:
+    """The levels of the codes: as given, or the tokenizer's."""
+    if space is not None:
+        return space
+    if tokenizer is None:
+        raise ValueError("identifiers without a tokenizer need their code space")
+    return tokenizer.space
+
+
+def _expert_levels(routed: Routed | None, space: CodeSpace) -> tuple[int, ...]:
+    """Positions of experts' codes: the named one and those that share its range of tokens (top-N routing)."""
+    if routed is None:
+        return ()
+    owner = space.groups[routed.expert_position]
+    return tuple(level for level, group in enumerate(space.groups) if group == owner)
+
+
+def _experts(routed: Routed, judge: Tokenizer | None, domain: TokenizedDomain) -> dict[str, JSON]:
+    gates = judge.routing(domain.vectors) if isinstance(judge, Routed) else None
+    return expert_facts(chosen_shares(domain.codes_before, routed), gates)
+
+
+def _as_chosen(codes: Codes, order: Sequence[int]) -> Codes:
+    """Codes ``(N, L)`` in the order of choice; what conflict handling appended stays behind."""
+    return codes[:, [*order, *range(len(order), codes.shape[1])]]
 
 
 def relative_error(vectors: Floats, decoded: Floats) -> float:
@@ -119,17 +201,6 @@ def _collisions(codes: Codes) -> list[JSON]:
     """Collision numbers of the first 1, 2, .. codes; ``icr`` = distinct / items = 1 - rate."""
     found = [use.collisions(codes, depth) for depth in range(1, codes.shape[1] + 1)]
     return [{"depth": depth, **asdict(c), "icr": 1 - c.rate} for depth, c in enumerate(found, 1)]
-
-
-def _level(codes: Codes, level: int, size: int) -> dict[str, JSON]:
-    """Use of one level; ``usage`` is each code's share of the items, largest first, for a plot."""
-    shares = use.shares(codes[:, level], size)
-    return {
-        "size": size,
-        **asdict(use.usage(shares)),
-        "conditional_entropy": use.conditional_entropy(codes, level),
-        "usage": [round(float(share), 6) for share in np.sort(shares)[::-1]],
-    }
 
 
 def _pooled(codes: Codes, space: CodeSpace) -> dict[str, JSON]:
@@ -150,7 +221,11 @@ def _balance(reports: Sequence[dict[str, JSON]]) -> dict[str, JSON]:
         "error": [r["error"] for r in reports],
         "neighbours": [r["neighbours"]["prefix"] for r in reports],
     }
-    return {name: asdict(use.balance(numbers)) for name, numbers in values.items()} if reports else {}
+    return (
+        {name: None if None in numbers else asdict(use.balance(numbers)) for name, numbers in values.items()}
+        if reports
+        else {}
+    )
 
 
 def _sharing(space: CodeSpace, one: TokenizedDomain, other: TokenizedDomain) -> dict[str, JSON]:

@@ -1,0 +1,283 @@
+"""UniTok: one tokenizer for many domains, with a shared autoencoder and a mixture of expert codebooks.
+
+"Tokenize Once, Recommend Anywhere", arXiv 2511.12922. An identifier is ``(c_1, .., c_L, e_1, .., e_N)``:
+the codes of the strongest routed expert e_1, and the names of the N kept experts from the strongest on; or,
+with ``expert_token: first``, ``(e_1, .., e_N, c_1, .., c_L)``. Codes of all experts share the tokens of their
+level: code 17 means something else under another expert. In both orders the experts are chosen first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from catalex.errors import user_error
+from catalex.options import Options
+from catalex.quantize import in_blocks
+from catalex.quantize.distances import squared_distances
+from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
+from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
+from catalex.tokenizers.normalise import Normaliser
+from catalex.tokenizers.training_set import check_domains, check_vectors, pooled
+from catalex.tokenizers.unitok_network import UniTokNetwork
+from catalex.tokenizers.unitok_options import UniTokOptions
+from catalex.tokenizers.unitok_training import UnionOfDomains, train_unitok
+from catalex.types import JSON, Codes, Floats
+
+
+class UniTok(LatentTokenizer):
+    """Codes of a routed expert, and the expert's name."""
+
+    Options: ClassVar[type[Options]] = UniTokOptions
+    name: ClassVar[str] = "unitok"
+
+    def __init__(self, options: UniTokOptions) -> None:
+        self.options = options
+        self.experts = 0
+        self.network: UniTokNetwork | None = None
+        self.normaliser: Normaliser | None = None
+        self.training: Training | None = None
+
+    # --- the code space -------------------------------------------------------------------------------------
+
+    def expect(self, domains: Sequence[str]) -> None:
+        """Settle the number of experts; see `UniTokOptions.owners`."""
+        self.experts = len(self.options.owners(domains))
+        if self.options.routed > self.experts:
+            raise user_error(
+                "more experts are kept for an item than there are",
+                place="tokenizer.routed",
+                value=self.options.routed,
+                allowed=f"1 to {self.experts}",
+            )
+
+    @property
+    def space(self) -> CodeSpace:
+        """L levels of T codes and N of K experts; the experts share one range of tokens.
+
+        Raises:
+            CatalexError: When the number of experts depends on domains that nobody has named yet.
+        """
+        o = self.options
+        if not self.experts:
+            raise user_error(
+                "the number of experts depends on the training domains",
+                place=self.name,
+                remedy="set tokenizer.experts to a number, or call expect with their names first",
+            )
+        codes, names = (o.codebook_size,) * o.levels, (self.experts,) * o.routed
+        if o.expert_token == "last":
+            return CodeSpace(codes + names, (*range(o.levels), *(o.levels,) * o.routed))
+        return CodeSpace(names + codes, (*(0,) * o.routed, *range(1, o.levels + 1)))
+
+    @property
+    def expert_position(self) -> int:
+        """Position of the strongest expert's name in the identifier."""
+        return self.options.levels if self.options.expert_token == "last" else 0
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Experts first, then codes."""
+        names = range(self.expert_position, self.expert_position + self.options.routed)
+        return (*names, *self._code_positions)
+
+    @property
+    def _code_positions(self) -> tuple[int, ...]:
+        first = 0 if self.options.expert_token == "last" else self.options.routed
+        return tuple(range(first, first + self.options.levels))
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def fit(
+        self, domains: Sequence[TokenizerDomain], *, seed: int, device: str, partial: Path | None = None
+    ) -> Mapping[str, JSON]:
+        """Train autoencoder, router and codebooks together, as section 4 of the paper has it.
+
+        A domain with fewer items than codes is served: its items become code vectors, and the codes left
+        over start on residuals of other domains. A domain with fewer than 8 items does not count in the
+        variance of the information that is reported.
+
+        Returns:
+            Curves, a value an epoch: ``total``, ``reconstruction``, ``quantization``, ``calibration``,
+            ``balancing``, ``supervision``, ``utilisation`` (share of the routed codes in use, by level);
+            every few epochs ``evaluated_at``, ``information`` (I_k by domain, at equal n) and
+            ``information_variance``; at the end ``errors`` (relative squared error of x^ by domain, all
+            experts active) and ``parameters``.
+        """
+        options = self.options
+        width = check_domains(domains, options.codebook_size)
+        self.expect([domain.name for domain in domains])
+        vectors, weights = pooled(domains, options.balance)
+        self.training = Training.of(domains, width)
+        self.normaliser = Normaliser.fit(options.normalise, vectors, weights, options.components)
+        network = self._build(self.normaliser.width, seed).to(device)
+        inputs = self.normaliser(vectors).to(device)
+        owners = options.owners([d.name for d in domains], [len(d.vectors) for d in domains])
+        union = UnionOfDomains.of(inputs, domains, weights, owners)
+        facts = train_unitok(network, union, seed=seed, partial=partial)
+        self.network = network.cpu().eval()
+        return facts
+
+    def _build(self, width: int, seed: int) -> UniTokNetwork:
+        """An untrained network; the seed acts on nothing outside."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UniTokNetwork(width, self.experts, self.options)
+
+    # --- codes ----------------------------------------------------------------------------------------------
+
+    def encode(self, vectors: Floats) -> Codes:
+        """Codes and experts ``(N, L + N_routed)`` of vectors ``(N, D)``; needs no label of the domain."""
+        rows, network, normaliser = self._rows(vectors), *self._trained()
+        places = torch.tensor(self.order)
+
+        def codes(block: Tensor) -> Tensor:
+            x = normaliser(block)
+            latents = network.encoder(x)
+            experts = network.choose(network.gates(x, latents))
+            rest, found = network.target(latents), [*experts.unbind(1)]
+            for level in range(self.options.levels):
+                chosen = network.routed.nearest(rest, experts[:, 0], level)
+                rest = rest - network.routed.look_up(experts[:, 0], chosen, level)
+                found.append(chosen)
+            return torch.stack(found, 1)[:, torch.argsort(places)]
+
+        with torch.no_grad():
+            return in_blocks(codes, rows).numpy().astype(np.int32)
+
+    def distances(self, vectors: Floats, prefix: Codes) -> Floats:
+        """``(N, K or T)`` at the next step of `order`.
+
+        For the name of an expert ``1 - G``, and 2 for one that was chosen before; for a code the squared
+        distance in the latent space.
+        """
+        rows, network, normaliser = self._rows(vectors), *self._trained()
+        before = torch.from_numpy(np.array(prefix, dtype=np.int64))
+        kept, step = self.options.routed, before.shape[1]
+
+        def measure(block: Tensor, chosen: Tensor) -> Tensor:
+            x = normaliser(block)
+            latents = network.encoder(x)
+            if step < kept:
+                return (1 - network.gates(x, latents)).clamp(min=0).scatter(1, chosen, 2.0)
+            rest = network.routed.residual(network.target(latents), chosen[:, 0], chosen[:, kept:])
+            return network.routed.distances(rest, chosen[:, 0], step - kept)
+
+        with torch.no_grad():
+            distances: Floats = in_blocks(measure, rows, before).numpy()
+        return distances
+
+    def decode(self, codes: Codes) -> Floats:
+        """``(N, D)`` reconstruction from the identifier alone; see `UniTokNetwork.imagine`."""
+        network, normaliser = self._trained()
+        chosen = torch.from_numpy(np.array(codes, dtype=np.int64))
+
+        def vectors(block: Tensor) -> Tensor:
+            experts = block[:, self.expert_position]
+            routed = network.routed.sums(experts, block[:, self._code_positions])
+            return normaliser.invert(network.imagine(routed, experts))
+
+        with torch.no_grad():
+            found: Floats = in_blocks(vectors, chosen).numpy()
+        return found
+
+    # --- what adaptation and health look at -----------------------------------------------------------------
+
+    def routing(self, vectors: Floats) -> Floats:
+        """``(N, K)`` gates of vectors ``(N, D)``; rows sum to 1."""
+        rows, network, normaliser = self._rows(vectors), *self._trained()
+
+        def gates(block: Tensor) -> Tensor:
+            x = normaliser(block)
+            return network.gates(x, network.encoder(x))
+
+        with torch.no_grad():
+            found: Floats = in_blocks(gates, rows).numpy()
+        return found
+
+    def latents(self, vectors: Floats) -> Tensor:
+        """``(N, d)`` output of the encoder."""
+        rows, network, normaliser = self._rows(vectors), *self._trained()
+        with torch.no_grad():
+            return in_blocks(lambda block: network.encoder(normaliser(block)), rows)
+
+    def from_latents(self, latents: Tensor) -> Tensor:
+        """``(N, D)`` vectors, decoded as if the strongest routed expert had given ``(N, d)``."""
+        network, normaliser = self._trained()
+
+        def vectors(block: Tensor) -> Tensor:
+            return normaliser.invert(network.imagine(block, self._expert_of(block)))
+
+        with torch.no_grad():
+            return in_blocks(vectors, latents)
+
+    def part_for(self, latents: Tensor) -> ResidualPart:
+        """Codebooks of the expert that most of the latents ``(N, d)`` are sent to, with its name.
+
+        Raises:
+            CatalexError: When the routed experts quantize only what the shared one leaves over.
+        """
+        if self.options.combination == "residual":
+            raise user_error(
+                "with combination 'residual' the routed experts do not quantize the latent vector",
+                place=self.name,
+                remedy="adapt a tokenizer with combination 'sum' or 'routed-first'",
+            )
+        network, _ = self._trained()
+        with torch.no_grad():
+            votes = torch.bincount(in_blocks(self._expert_of, latents), minlength=self.experts)
+        expert = int(votes.argmax())
+        fixed: list[int | None] = [None] * self.space.levels
+        for place in range(self.options.routed):
+            fixed[self.expert_position + place] = int(votes.argsort(descending=True, stable=True)[place])
+        return ResidualPart(tuple(network.routed.weight.detach()[expert]), tuple(fixed))
+
+    def _expert_of(self, latents: Tensor) -> Tensor:
+        """``(B,)`` strongest expert of latents ``(B, d)``; where the router reads the content vector, the
+        expert that quantizes them best."""
+        network, _ = self._trained()
+        if self.options.router_input == "latent":
+            found: Tensor = network.router(latents).argmax(1)
+            return found
+        first = network.routed.weight[:, 0].reshape(-1, self.options.latent)
+        return squared_distances(latents, first).argmin(1) // self.options.codebook_size
+
+    # --- files ----------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json`` and the weights."""
+        network, normaliser = self._trained()
+        assert self.training is not None
+        arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+        write_tokenizer(folder, self.name, self.options, self.training, arrays | normaliser.arrays())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a folder that `save` wrote."""
+        options, training, arrays = read_tokenizer(folder, cls.name)
+        tokenizer = cls(UniTokOptions.parse(options, str(folder)))
+        tokenizer.training = training
+        tokenizer.normaliser = Normaliser.from_arrays(arrays)
+        tokenizer.experts = len(arrays["mean_gate"])
+        network = tokenizer._build(tokenizer.normaliser.width, seed=0)
+        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in network.state_dict()})
+        tokenizer.network = network.eval()
+        return tokenizer
+
+    def _trained(self) -> tuple[UniTokNetwork, Normaliser]:
+        if self.network is None or self.normaliser is None:
+            raise user_error(
+                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
+            )
+        return self.network, self.normaliser
+
+    def _rows(self, vectors: Floats) -> Tensor:
+        self._trained()
+        assert self.training is not None
+        check_vectors(vectors, self.training.width, "vectors to tokenize")
+        return torch.from_numpy(np.array(vectors, dtype=np.float32))
