@@ -5,7 +5,8 @@
     manifest.json        format, catalex version, domain, split, hash of every other file
     items.parquet        the catalogue, for titles
     identifiers.parquet  who owns which identifier
-    tokenizer/           config.json + model.safetensors
+    tokenizer/           config.json + model.safetensors; absent where the identifiers were published by
+                         others, and then no items can be added
     recommender/         config.json, catalogue.safetensors, model/ (loads in transformers)
     recipe.json          how it was made (encoder and text settings included)
 
@@ -182,7 +183,7 @@ def write_bundle(
     split_id: str,
     prepared: Path,
     identifiers: IdentifierTable,
-    tokenizer: Path,
+    tokenizer: Path | None,
     recommender: Recommender,
     recipe: JSON,
 ) -> None:
@@ -190,12 +191,14 @@ def write_bundle(
 
     Args:
         prepared: The canonical domain folder.
-        tokenizer: Folder of the trained tokenizer.
+        tokenizer: Folder of the tokenizer that made the domain's identifiers; None where nobody can make
+            more of them, which the manifest's ``new_items`` then says.
         recommender: Trained, and bound to the domain's catalogue.
     """
     with _appearing(folder) as fresh:
         shutil.copy(prepared / c.ITEMS_FILE, fresh / c.ITEMS_FILE)
-        shutil.copytree(tokenizer, fresh / "tokenizer")
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, fresh / "tokenizer")
         own = IdentifierTable(identifiers.space, identifiers.unique).add(
             domain, identifiers.of(domain), identifiers.versions[domain][0]
         )
@@ -209,6 +212,7 @@ def write_bundle(
             "domain": domain,
             "split_id": split_id,
             "identifier_version": identifiers.versions[domain][0],
+            "new_items": tokenizer is not None,
             "files": {name: hash_file(fresh / name) for name in files},
         }
         write_json(fresh / MANIFEST, manifest)

@@ -8,6 +8,7 @@ from catalex.artifacts import Stage, outputs_of
 from catalex.bundle import MANIFEST, write_bundle
 from catalex.pipelines.pretrain import IDENTIFIERS, RECOMMENDER, load_domains
 from catalex.pipelines.recipe import Recipe, dump_recipe
+from catalex.pipelines.tokenize import tokenizer_folder
 from catalex.pipelines.workspace import Workspace, running, workspace
 from catalex.recommenders import load_recommender
 from catalex.tokenizers.identifiers import IdentifierTable
@@ -42,7 +43,7 @@ def bundle_stage(recipe: Recipe) -> list[Path]:
                     split_id=domain.split_id,
                     prepared=place.prepared(name),
                     identifiers=identifiers,
-                    tokenizer=place.tokenized / "tokenizer",
+                    tokenizer=tokenizer_folder(recipe, place, name),
                     recommender=recommender,
                     recipe=dump_recipe(recipe),
                 )

@@ -23,13 +23,14 @@ from catalex.pipelines.pretrain import (
     training_stage,
 )
 from catalex.pipelines.recipe import Recipe
-from catalex.pipelines.validate import check_baselines
+from catalex.pipelines.validate import check_baselines, published_options
 from catalex.pipelines.workspace import Workspace, read_optional, resolve_device, running, workspace
 from catalex.progress import say
 from catalex.recommenders import load_recommender, make_recommender
 from catalex.reporting.ledger import ResultLine, append
 from catalex.reporting.provenance import command_line, commit_id, machine_name, now
 from catalex.tokenizers.identifiers import IdentifierTable
+from catalex.tokenizers.published import read_rows
 from catalex.types import JSON
 
 METRICS = "metrics.json"
@@ -216,9 +217,15 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
 
 
 def _tokenizer_name(recipe: Recipe, domain: str) -> str:
-    """The name alone when trained on this domain alone, else with its domains: "rqkmeans(beauty+toys)"."""
+    """The name alone when trained on this domain alone, else with its domains: "rqkmeans(beauty+toys)"; how
+    it was adapted: "rqkmeans(beauty+toys)+rotate"; or whose identifiers they are: "published:letter"."""
+    if recipe.tokenize.published:
+        return f"published:{read_rows(published_options(recipe)[domain]).method}"
     name = str(recipe.tokenizer.get("name"))
-    return name if recipe.tokenizer_domains == [domain] else f"{name}({'+'.join(recipe.tokenizer_domains)})"
+    if recipe.tokenizer_domains != [domain]:
+        name += f"({'+'.join(recipe.tokenizer_domains)})"
+    adapted = recipe.tokenize.adapt.get(domain)
+    return f"{name}+{adapted}" if adapted else name
 
 
 def print_summary(found: JSON) -> None:

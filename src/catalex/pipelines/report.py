@@ -59,6 +59,8 @@ def report_stage(recipe: Recipe) -> Path:
             "options": options,
             "curves": curves,
             "health": {name: _health(row) for name, row in health["domains"].items()},
+            "experts": health.get("experts"),
+            "information": health.get("information"),
         }
     judged = read_optional(place.root / "evaluate" / SUMMARY)
     if judged:
@@ -83,7 +85,12 @@ def _health(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "collisions_before": row["collisions_before"],
         "collisions_after": row["collisions_after"],
+        "floor": row.get("floor"),
         "levels": row["levels"],
+        "empty_levels": row.get("empty_levels"),
+        "constant_levels": row.get("constant_levels"),
+        "experts": row.get("experts"),
+        "information": row.get("information"),
         "error": row["error"],
         "neighbour_preservation": row["neighbours"]["prefix"],
         "neighbours_by_reconstruction": row["neighbours"]["reconstruction"],

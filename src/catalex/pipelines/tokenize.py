@@ -1,24 +1,43 @@
-"""tokenize: content vectors -> a tokenizer, then a unique identifier for every item of every domain."""
+"""tokenize: content vectors -> a tokenizer, then a unique identifier for every item of every domain.
+
+A domain named under ``tokenize.adapt`` gets a tokenizer of its own, adapted from the common one; with
+``tokenize.published`` there is no tokenizer at all. The folder of the stage::
+
+    tokenizer/            the common tokenizer
+    adapted/<domain>/     those of single domains
+    identifiers.parquet   identifiers of all domains, over one code space
+    health.json           what they are worth
+    curves.json           training of the tokenizer
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from catalex.artifacts import Stage, outputs_of, read_json, write_json
+from catalex.artifacts import Stage, hash_file, outputs_of, read_json, write_json
+from catalex.data import columns as c
+from catalex.data.domain import Domain
 from catalex.pipelines.embed import load_vectors
 from catalex.pipelines.pretrain import IDENTIFIERS
 from catalex.pipelines.recipe import Recipe
-from catalex.pipelines.workspace import resolve_device, running, workspace
+from catalex.pipelines.validate import check_adaptable, published_options
+from catalex.pipelines.workspace import Workspace, resolve_device, running, workspace
 from catalex.progress import say
-from catalex.tokenizers import TokenizerDomain, make_tokenizer
+from catalex.tokenizers import CodeSpace, LatentTokenizer, Tokenizer, TokenizerDomain, make_tokenizer
+from catalex.tokenizers.adapt import adapt
 from catalex.tokenizers.conflicts import check_room, resolve, space_after
 from catalex.tokenizers.health import TokenizedDomain, health
 from catalex.tokenizers.identifiers import IdentifierTable, identifier_version
+from catalex.tokenizers.published import make_unique, read_published
+from catalex.types import JSON, Codes, Floats
 
 CURVES = "curves.json"
 HEALTH = "health.json"
 TOKENIZER = "tokenizer"
+ADAPTED = "adapted"
 
 
 def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
@@ -34,59 +53,140 @@ def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
         "conflicts": recipe.tokenize.conflicts,
         "seed": recipe.seeds[0],
     }
+    title = f"tokenize with {recipe.tokenizer.get('name')} trained on {', '.join(recipe.tokenizer_domains)}"
+    if recipe.tokenize.adapt:
+        inputs["adapt"] = recipe.tokenize.adapt
+        title += f", adapted to {', '.join(recipe.tokenize.adapt)}"
+    if recipe.tokenize.published:
+        chosen = published_options(recipe)
+        inputs["published"] = {name: [hash_file(o.file), o.method] for name, o in chosen.items()}
+        title = f"tokenize with published identifiers of {', '.join(recipe.domains)}"
     stage = Stage(place.tokenized, "tokenize", inputs)
-    with running(
-        stage,
-        f"tokenize with {recipe.tokenizer.get('name')} trained on {', '.join(recipe.tokenizer_domains)}",
-    ) as needed:
+    with running(stage, title) as needed:
         if needed:
             _tokenize(recipe, stage)
     found: dict[str, Any] = read_json(stage.folder / HEALTH)
     return found
 
 
+def tokenizer_folder(recipe: Recipe, place: Workspace, domain: str) -> Path | None:
+    """Folder of the tokenizer that made the identifiers of a domain; None where they are published ones."""
+    if recipe.tokenize.published:
+        return None
+    return place.tokenized / (f"{ADAPTED}/{domain}" if domain in recipe.tokenize.adapt else TOKENIZER)
+
+
+def join_spaces(spaces: Sequence[CodeSpace]) -> CodeSpace:
+    """One code space that holds the codes of all `spaces`, which differ at most in their sizes.
+
+    Levels that share a codebook stay of one size.
+    """
+    groups = spaces[0].groups
+    assert all(space.groups == groups for space in spaces)
+    needed: dict[int, int] = {}
+    for space in spaces:
+        for size, group in zip(space.sizes, groups, strict=True):
+            needed[group] = max(size, needed.get(group, 0))
+    return CodeSpace(tuple(needed[group] for group in groups), groups)
+
+
 def _tokenize(recipe: Recipe, stage: Stage) -> None:
-    place = workspace(recipe)
-    tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
+    place, method = workspace(recipe), recipe.tokenize.conflicts
     domains = {name: place.domain(name) for name in recipe.domains}
-    for name, domain in domains.items():
-        check_room(tokenizer.space, len(domain), recipe.tokenize.conflicts, f"tokenize {name}")
     vectors = {name: load_vectors(place, name) for name in recipe.domains}
-    learned_from = [
-        TokenizerDomain(name, vectors[name], domains[name].sequences.training, domains[name].split_id)
-        for name in recipe.tokenizer_domains
-    ]
-    curves = tokenizer.fit(
-        learned_from, seed=recipe.seeds[0], device=resolve_device(recipe.device), partial=stage.partial
-    )
-    folder = stage.folder / TOKENIZER
-    shutil.rmtree(folder, ignore_errors=True)  # all of its files become outputs
-    tokenizer.save(folder)
-    method = recipe.tokenize.conflicts
-    version = identifier_version(folder, method)
-    table = IdentifierTable(space_after(tokenizer.space, method))
+    tokenizer: Tokenizer | None = None
+    adapted: dict[str, Tokenizer] = {}
+    curves: Mapping[str, JSON] = {}
+    after: dict[str, Codes] = {}
+    if recipe.tokenize.published:
+        sources = {name: domain.items[c.SOURCE_ID].to_pylist() for name, domain in domains.items()}
+        published = read_published(published_options(recipe), sources)
+        before, common = dict(published.codes), published.space
+        after, space = make_unique(published, method)
+        versions = {name: published.version(name, method) for name in domains}
+    else:
+        tokenizer, curves = _train(recipe, stage, domains, vectors)
+        adapted = _adapt(recipe, tokenizer, domains, vectors)
+        made_by = {name: adapted.get(name, tokenizer) for name in domains}
+        before = {name: made_by[name].encode(vectors[name]) for name in domains}
+        for name, own in made_by.items():
+            after[name] = resolve(own, vectors[name], before[name], method=method)
+        common = join_spaces([own.space for own in made_by.values()])
+        space = join_spaces([space_after(own.space, method) for own in made_by.values()])
+    saved = _save(stage.folder, tokenizer, adapted)  # from here on nothing is refused any more
+    if tokenizer is not None:
+        folders = {name: tokenizer_folder(recipe, place, name) for name in domains}
+        versions = {name: identifier_version(f, method) for name, f in folders.items() if f is not None}
+    table = IdentifierTable(space)
     tokenized = []
     for name, domain in domains.items():
-        before = tokenizer.encode(vectors[name])
-        after = resolve(tokenizer, vectors[name], before, method=method)
-        table = table.add(name, after, version)
+        table = table.add(name, after[name], versions[name])
         tokenized.append(
             TokenizedDomain(
                 name,
                 vectors[name],
-                before,
-                after,
+                before[name],
+                after[name],
                 domain.titles,
                 domain.sequences.training,
                 domain.sequences.validation,
+                tokenizer=adapted.get(name),
             )
         )
-        say(f"tokenize {name}: {len(after):,} identifiers")
+        say(f"tokenize {name}: {len(after[name]):,} identifiers")
     table.save(stage.folder / IDENTIFIERS)
     write_json(stage.folder / CURVES, dict(curves))
-    write_json(stage.folder / HEALTH, health(tokenizer, tokenized, recipe.seeds[0]))
-    saved = [str(p.relative_to(stage.folder)) for p in folder.rglob("*") if p.is_file()]
+    write_json(stage.folder / HEALTH, health(tokenizer, tokenized, recipe.seeds[0], space=common))
     stage.finish([IDENTIFIERS, CURVES, HEALTH, *saved])
+
+
+def _train(
+    recipe: Recipe, stage: Stage, domains: Mapping[str, Domain], vectors: Mapping[str, Floats]
+) -> tuple[Tokenizer, Mapping[str, JSON]]:
+    """The common tokenizer, and curves of its training."""
+    tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
+    check_adaptable(recipe, tokenizer)
+    for name, domain in domains.items():
+        check_room(tokenizer.space, len(domain), recipe.tokenize.conflicts, f"tokenize {name}")
+    learned_from = [_seen(domains[name], vectors[name]) for name in recipe.tokenizer_domains]
+    curves = tokenizer.fit(
+        learned_from, seed=recipe.seeds[0], device=resolve_device(recipe.device), partial=stage.partial
+    )
+    return tokenizer, curves
+
+
+def _adapt(
+    recipe: Recipe, tokenizer: Tokenizer, domains: Mapping[str, Domain], vectors: Mapping[str, Floats]
+) -> dict[str, Tokenizer]:
+    """A tokenizer for each domain of ``tokenize.adapt``; those with new experts have different ones."""
+    found: dict[str, Tokenizer] = {}
+    expert: int | None = None
+    for name, method in recipe.tokenize.adapt.items():
+        assert isinstance(tokenizer, LatentTokenizer)
+        own = adapt(
+            tokenizer, _seen(domains[name], vectors[name]), method, seed=recipe.seeds[0], expert=expert
+        )
+        grown = [new for new, old in zip(own.space.sizes, tokenizer.space.sizes, strict=True) if new > old]
+        expert = max(grown, default=expert)  # the first number that is free after this one
+        found[name] = own
+        say(f"tokenize {name}: tokenizer adapted ({method})")
+    return found
+
+
+def _seen(domain: Domain, vectors: Floats) -> TokenizerDomain:
+    return TokenizerDomain(domain.name, vectors, domain.sequences.training, domain.split_id)
+
+
+def _save(folder: Path, tokenizer: Tokenizer | None, adapted: Mapping[str, Tokenizer]) -> list[str]:
+    """Write all tokenizers of the stage; returns their files, which become outputs."""
+    for name in (TOKENIZER, ADAPTED):  # nothing of an earlier run may stay among them
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if tokenizer is not None:
+        tokenizer.save(folder / TOKENIZER)
+    for name, own in adapted.items():
+        own.save(folder / ADAPTED / name)
+    files = [path for name in (TOKENIZER, ADAPTED) for path in (folder / name).rglob("*") if path.is_file()]
+    return [path.relative_to(folder).as_posix() for path in files]
 
 
 def print_health(found: dict[str, Any]) -> None:
@@ -94,9 +194,11 @@ def print_health(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    routed, latent = bool(found.get("experts")), bool(found.get("information"))
     table = Table(
-        "domain", "items", "collisions before", "after", "moved", "utilisation", "perplexity",
+        "domain", "items", "floor", "collisions before", "after", "moved", "utilisation", "perplexity",
         "conditional entropy", "error", "neighbours kept", "transition likelihood", "(shuffled)",
+        *(["largest expert"] if routed else []), *(["HSIC", "CKA"] if latent else []),
         title="identifiers",
     )  # fmt: skip
     for name, row in found["domains"].items():
@@ -104,6 +206,7 @@ def print_health(found: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{row['items']:,}",
+            _shown(row, "floor", 4),
             f"{row['collisions_before'][-1]['rate']:.4f}",
             f"{row['collisions_after'][-1]['rate']:.4f}",
             f"{row['moved']:,}",
@@ -111,9 +214,17 @@ def print_health(found: dict[str, Any]) -> None:
                 " ".join(f"{level[key]:.{digits}f}" for level in levels)
                 for key, digits in (("utilisation", 2), ("perplexity", 0), ("conditional_entropy", 2))
             ),
-            f"{row['error']:.3f}",
+            "none" if row.get("error") is None else f"{row['error']:.3f}",
             f"{row['neighbours']['prefix']:.3f}",
             f"{row['transitions']['item']:.3f}",
             f"{row['transitions']['shuffled']:.3f}",
+            *([_shown(row["experts"], "largest", 2)] if routed else []),
+            *([_shown(row["information"], key, 4) for key in ("hsic", "cka")] if latent else []),
         )
     Console(width=200).print(table)
+
+
+def _shown(facts: Any, key: str, digits: int) -> str:
+    """A number that not every domain has."""
+    value = (facts or {}).get(key)
+    return "none" if value is None else f"{value:.{digits}f}"

@@ -9,8 +9,10 @@ from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.workspace import resolve_device
 from catalex.recommenders import RECOMMENDERS, make_recommender
 from catalex.recommenders.generative import Generative
-from catalex.tokenizers import make_tokenizer
+from catalex.tokenizers import TOKENIZERS, CodeSpace, LatentTokenizer, Tokenizer, make_tokenizer
 from catalex.tokenizers.conflicts import space_after
+from catalex.tokenizers.experts import Routed
+from catalex.tokenizers.published import PublishedOptions, read_rows
 
 
 def validate_blocks(recipe: Recipe, *, with_data: bool = True) -> None:
@@ -25,10 +27,7 @@ def validate_blocks(recipe: Recipe, *, with_data: bool = True) -> None:
     resolve_device(recipe.device)
     TextOptions.parse(recipe.text, "text")
     make_encoder(recipe.encoder, "encoder")
-    space = space_after(
-        make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains).space,
-        recipe.tokenize.conflicts,
-    )
+    space = _space(recipe, with_data=with_data)
     for stage in (recipe.pretrain, recipe.transfer):
         if stage is not None:
             make_recommender(recipe.component(recipe.recommender, stage.training), "recommender", space)
@@ -41,6 +40,52 @@ def validate_blocks(recipe: Recipe, *, with_data: bool = True) -> None:
 
         for name, block in recipe.domains.items():
             input_hashes(PrepareOptions.parse(block, f"domains.{name}"), name)
+
+
+def _space(recipe: Recipe, *, with_data: bool) -> CodeSpace:
+    """The code space to try the recommenders' options with, after checking what gives the identifiers."""
+    published = published_options(recipe)
+    if published:
+        for options in published.values() if with_data else ():
+            read_rows(options)
+        return CodeSpace.of(1, 1)  # the real one depends on the files, and no option depends on it
+    tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
+    check_adaptable(recipe, tokenizer)
+    return space_after(tokenizer.space, recipe.tokenize.conflicts)
+
+
+def published_options(recipe: Recipe) -> dict[str, PublishedOptions]:
+    """The file of published identifiers of each domain; empty where a tokenizer makes them.
+
+    Raises:
+        CatalexError: When a block under ``tokenize.published`` is wrong.
+    """
+    return {
+        name: PublishedOptions.parse(block, f"tokenize.published.{name}")
+        for name, block in recipe.tokenize.published.items()
+    }
+
+
+def check_adaptable(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Refuse a method of adaptation that the tokenizer has no means for, before it is trained.
+
+    Raises:
+        CatalexError: When the recipe adapts a tokenizer without latent vectors, or grows one without experts.
+    """
+    for domain, method in recipe.tokenize.adapt.items():
+        needed: type = Routed if method == "grow" else LatentTokenizer
+        if not isinstance(tokenizer, needed):
+            able = {
+                "rotate": [key for key, kind in TOKENIZERS.items() if issubclass(kind, LatentTokenizer)],
+                "grow": [key for key, kind in TOKENIZERS.items() if hasattr(kind, "expert_position")],
+            }
+            raise user_error(
+                f"this tokenizer cannot be adapted by {method!r}",
+                place=f"tokenize.adapt.{domain}",
+                value=recipe.tokenizer.get("name"),
+                allowed=able[method],
+                remedy="choose one of these tokenizers, or leave out tokenize.adapt",
+            )
 
 
 def check_transfer(recipe: Recipe) -> None:

@@ -57,6 +57,8 @@ class Level(TypedDict, total=False):
     max_share: float
     conditional_entropy: float
     """Entropy in nats of the code given the codes before it; 0: the level adds nothing."""
+    chosen_entropy: float
+    """The same given the codes that were chosen before it, which may be written behind it."""
     usage: list[float]
     """``(K,)`` share of the items on each code, in any order."""
 
@@ -75,7 +77,17 @@ class Health(TypedDict, total=False):
     """By depth, as the tokenizer gave them."""
     collisions_after: list[Collision]
     """By depth, after conflict handling."""
+    floor: float
+    """Collision rate that items with identical content vectors force."""
     levels: list[Level]
+    empty_levels: list[int]
+    """Levels, from 1, that are a function of the codes chosen before them without need."""
+    constant_levels: list[int]
+    """Levels, from 1, at which all items have one code."""
+    experts: dict[str, Any] | None
+    """``shares`` by expert, ``largest``, ``entropy``, ``routing_entropy``, ``item_entropy``."""
+    information: dict[str, Any] | None
+    """``hsic``, ``cka`` and ``items``, the number they were measured at."""
     neighbour_preservation: float
     """Share of the nearest neighbours among vectors that remain nearest among reconstructions."""
     transition_likelihood: float
@@ -94,6 +106,10 @@ class TokenizerFacts(TypedDict, total=False):
     """What `Tokenizer.fit` returned; entries that are not lists of numbers are not drawn."""
     health: dict[str, Health]
     """By domain."""
+    experts: dict[str, Any] | None
+    """``mutual_information`` between domain and expert, ``normalised``, ``largest``, ``shares``."""
+    information: dict[str, Any] | None
+    """``hsic`` and ``cka`` with ``mean``, ``variance``, ``min_max``, ``jain`` over the domains."""
 
 
 class Training(TypedDict, total=False):

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from catalex.quantize.usage import entropy, shares
+from catalex.tokenizers.base import CodeSpace
 from catalex.types import JSON, Codes, Doubles, Floats
 
 
@@ -32,9 +33,10 @@ class Routed(Protocol):
         """``(N, E)`` weights of the experts for vectors ``(N, D)``; rows are not negative and sum to 1."""
 
 
-def chosen_shares(codes: Codes, routed: Routed) -> Doubles:
-    """``(E,)`` share of the items of a domain, from their codes ``(N, L)``, on each expert."""
-    return shares(codes[:, routed.expert_position], routed.experts)
+def expert_shares(codes: Codes, routed: Routed, space: CodeSpace) -> Doubles:
+    """``(E,)`` share of the items of a domain, from their codes ``(N, L)`` in `space`, on each expert."""
+    place = routed.expert_position
+    return shares(codes[:, place], space.sizes[place])
 
 
 def expert_facts(chosen: Doubles, gates: Floats | None) -> dict[str, JSON]:

@@ -11,9 +11,10 @@ import numpy as np
 
 from catalex.data.histories import Cases, Histories
 from catalex.quantize import usage as use
+from catalex.quantize.dependence import SIZE
 from catalex.tokenizers.base import CodeSpace, LatentTokenizer, Tokenizer
-from catalex.tokenizers.experts import Routed, chosen_shares, domain_expert_facts, expert_facts
-from catalex.tokenizers.information import SIZE, common_size, information, spread
+from catalex.tokenizers.experts import Routed, domain_expert_facts, expert_facts, expert_shares
+from catalex.tokenizers.information import common_size, information, spread
 from catalex.tokenizers.levels import constant_levels, empty_levels, forced_collisions, level_facts
 from catalex.tokenizers.neighbours import (
     kept_by_prefix,
@@ -70,7 +71,8 @@ def health(
             tokenizer can tell (error, neighbours by reconstruction, information) is then null.
         domains: What to look at.
         seed: Fixes the items sampled and shown.
-        space: The levels of ``codes_before``; needed without a tokenizer.
+        space: The levels of ``codes_before``; needed without a tokenizer. Codes that a domain's own tokenizer
+            has beyond the common ones (a new expert) are counted too.
 
     Returns:
         ``domains``: by name the values of `domain_health`; ``balance``: min/max ratio, coefficient of
@@ -83,10 +85,10 @@ def health(
     Raises:
         ValueError: When there is neither a tokenizer nor a `space`.
     """
-    levels = _space(tokenizer, space)
+    levels = _space(tokenizer, space, [domain.tokenizer for domain in domains])
     size = common_size([len(domain.vectors) for domain in domains])
     reports = {
-        domain.name: domain_health(tokenizer, domain, seed, space=space, size=size) for domain in domains
+        domain.name: domain_health(tokenizer, domain, seed, space=levels, size=size) for domain in domains
     }
     measured = {name: row["information"] for name, row in reports.items() if row["information"]}
     routed = tokenizer if isinstance(tokenizer, Routed) else None
@@ -97,7 +99,7 @@ def health(
         "sharing": {f"{a.name} | {b.name}": _sharing(levels, a, b) for a, b in combinations(domains, 2)},
         "information": spread(measured) if measured else None,
         "experts": domain_expert_facts(
-            {d.name: chosen_shares(d.codes_before, routed) for d in domains}, items
+            {d.name: expert_shares(d.codes_before, routed, levels) for d in domains}, items
         )
         if routed
         else None,
@@ -118,13 +120,13 @@ def domain_health(
     ``floor`` is the collision rate that items with identical vectors force on any tokenizer.
     ``empty_levels`` and ``constant_levels`` count levels from 1; only the former are faults.
     ``error`` is the mean squared error of `Tokenizer.decode` relative to the variance of the content vectors
-    (0 perfect, 1 as good as the mean). ``neighbours.prefix`` compares codes in the order in which they are
-    written, ``prefix_chosen`` in that in which they are chosen; of the codes after
-    respectively, where the name does not say "before". ``transitions.shuffled`` judges the same identifiers
-    dealt out at random: what lies between it and ``transitions.item`` is what the identifiers know about the
-    items. ``information`` is measured at n = `size` items.
+    (0 perfect, 1 as good as the mean). ``neighbours.prefix`` compares identifiers from the code that is
+    written first on, ``prefix_chosen`` from the one that is chosen first on. ``transitions.shuffled`` judges
+    the same identifiers dealt out at random: what lies between it and ``transitions.item`` is what the
+    identifiers know about the items. ``information`` is measured at n = `size` items.
     """
-    space, before, after = _space(tokenizer, space), domain.codes_before, domain.codes_after
+    space = _space(tokenizer, space, [domain.tokenizer])
+    before, after = domain.codes_before, domain.codes_after
     judge = domain.tokenizer or tokenizer
     order = tuple(range(space.levels)) if tokenizer is None else tokenizer.order
     routed = tokenizer if isinstance(tokenizer, Routed) else None
@@ -159,18 +161,21 @@ def domain_health(
         "information": information(judge, domain.vectors, size, seed)
         if isinstance(judge, LatentTokenizer)
         else None,
-        "experts": _experts(routed, judge, domain) if routed else None,
+        "experts": _experts(routed, judge, domain, space) if routed else None,
         "examples": _examples(after, domain.titles, seed),
     }
 
 
-def _space(tokenizer: Tokenizer | None, space: CodeSpace | None) -> CodeSpace:
-    """The levels of the codes: as given, or the tokenizer's."""
-    if space is not None:
-        return space
-    if tokenizer is None:
-        raise ValueError("identifiers without a tokenizer need their code space")
-    return tokenizer.space
+def _space(
+    tokenizer: Tokenizer | None, space: CodeSpace | None, own: Sequence[Tokenizer | None]
+) -> CodeSpace:
+    """The levels of the codes: as given or the tokenizer's, with room for what single domains have beside."""
+    if space is None:
+        if tokenizer is None:
+            raise ValueError("identifiers without a tokenizer need their code space")
+        space = tokenizer.space
+    spaces = [space, *(adapted.space for adapted in own if adapted is not None)]
+    return CodeSpace(tuple(map(max, *(s.sizes for s in spaces), (0,) * space.levels)), space.groups)
 
 
 def _expert_levels(routed: Routed | None, space: CodeSpace) -> tuple[int, ...]:
@@ -181,9 +186,11 @@ def _expert_levels(routed: Routed | None, space: CodeSpace) -> tuple[int, ...]:
     return tuple(level for level, group in enumerate(space.groups) if group == owner)
 
 
-def _experts(routed: Routed, judge: Tokenizer | None, domain: TokenizedDomain) -> dict[str, JSON]:
+def _experts(
+    routed: Routed, judge: Tokenizer | None, domain: TokenizedDomain, space: CodeSpace
+) -> dict[str, JSON]:
     gates = judge.routing(domain.vectors) if isinstance(judge, Routed) else None
-    return expert_facts(chosen_shares(domain.codes_before, routed), gates)
+    return expert_facts(expert_shares(domain.codes_before, routed, space), gates)
 
 
 def _as_chosen(codes: Codes, order: Sequence[int]) -> Codes:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from catalex.artifacts import read_parquet
+from catalex.artifacts import hash_array, hash_json, read_parquet
 from catalex.errors import lookup, user_error
 from catalex.options import Options
 from catalex.quantize.usage import collisions, prefix_groups
@@ -71,6 +71,11 @@ class Published:
     codes: Mapping[str, Codes]
     space: CodeSpace
     methods: Mapping[str, str]
+
+    def version(self, domain: str, conflicts: str) -> str:
+        """Names the identifiers of a domain, as `identifiers.identifier_version` does where a tokenizer made
+        them."""
+        return hash_json({"codes": hash_array(self.codes[domain]), "method": conflicts})[:16]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from catalex.reporting.tables import number
 
 SHOWN = ("loss", "valid_ndcg@10")
 """Curves of a recommender that get a panel of their own."""
+ELSEWHERE = ("evaluated_at", "information_variance")
+"""Curves of a tokenizer that its own section shows, or that count epochs."""
 
 
 def curves(report: Mapping[str, Any]) -> Section:
@@ -27,7 +29,7 @@ def curves(report: Mapping[str, Any]) -> Section:
     own = [
         panel
         for name, y in (tokenizer.get("curves") or {}).items()
-        if (panel := _tokenizer(name, y)) is not None
+        if name not in ELSEWHERE and (panel := _tokenizer(name, y)) is not None
     ]
     if own:
         caption = (

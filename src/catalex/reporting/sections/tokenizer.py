@@ -18,13 +18,16 @@ from catalex.reporting.blocks import (
     words,
 )
 from catalex.reporting.plots import LinePanel, Series, lines
+from catalex.reporting.sections.experts import expert_blocks
+from catalex.reporting.sections.information import information_blocks
 from catalex.reporting.tables import number
 
-KNOWN = ("neighbour_preservation", "transition_likelihood", "moved")
+KNOWN = ("floor", "neighbour_preservation", "transition_likelihood", "moved")
 NOTES = (
     "Neighbour preservation is the share of nearest neighbours that survive quantization; transition "
     "likelihood is the mean log likelihood of validation transitions under a model over code prefixes: more "
-    "is better. Collision rate is (n − u) / n for n items and u distinct identifiers: less is better."
+    "is better. Collision rate is (n − u) / n for n items and u distinct identifiers: less is better; its "
+    "floor is what items with identical content vectors force on any tokenizer."
 )
 
 
@@ -48,9 +51,10 @@ def tokenizer(report: Mapping[str, Any]) -> Section:
     if usage:
         caption = "Share of items on each code, most used code first, by level. A flat line is even use."
         blocks.append(Figure("usage", caption, _spoken(usage), lambda: lines(_usage_panels(usage))))
-    blocks += [
-        table for table in (_levels(health), _collisions(health), _buckets(health)) if table is not None
-    ]
+    levels = _levels(health)
+    blocks += [*([levels] if levels else []), *_empty(health)]
+    blocks += [*expert_blocks(facts), *information_blocks(facts)]
+    blocks += [table for table in (_collisions(health), _buckets(health)) if table is not None]
     return Section("tokenizer", title, blocks)
 
 
@@ -96,6 +100,25 @@ def _levels(health: Mapping[str, Mapping[str, Any]]) -> Table | None:
         if rows
         else None
     )
+
+
+def _empty(health: Mapping[str, Mapping[str, Any]]) -> list[Block]:
+    """Levels that were trained for nothing, named aloud."""
+    told = [
+        f"{name}: level {', '.join(map(str, facts['empty_levels']))}"
+        for name, facts in health.items()
+        if facts.get("empty_levels")
+    ]
+    if not told:
+        return []
+    return [
+        Paragraph(
+            "Levels that the codes chosen before them decide, although these leave different items together: "
+            + "; ".join(told)
+            + ".",
+            strong=True,
+        )
+    ]
 
 
 def _collisions(health: Mapping[str, Mapping[str, Any]]) -> Table | None:
