@@ -8,6 +8,7 @@ kmeans     k-means with k-means++ start, weights, no empty clusters
 residual   residual quantization with given codebooks
 vq         a learned codebook with straight-through gradient
 usage      utilisation, perplexity, collisions, balance
+dependence HSIC and CKA: what one set of vectors tells about another
 ========== ==========================================================
 """
 

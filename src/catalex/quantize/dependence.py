@@ -102,7 +102,8 @@ def cka(
     """
     _check_pairs(x, z)
     u, v = _centred(gram(x, bandwidth_x)), _centred(gram(z, bandwidth_z))
-    return _covariance(u, v) * _inverse_root(_covariance(u, u)) * _inverse_root(_covariance(v, v))
+    value = _covariance(u, v) * _inverse_root(_covariance(u, u)) * _inverse_root(_covariance(v, v))
+    return value.clamp(max=1)  # where rounding exceeds it
 
 
 def domain_information(

@@ -14,7 +14,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from catalex.quantize.distances import in_blocks, nearest
+from catalex.quantize.balanced import balanced_penalty, nearest_but
+from catalex.quantize.distances import nearest
 from catalex.quantize.residual import reconstruct, residual_encode
 
 
@@ -67,12 +68,12 @@ class Fitted:
 
     Attributes:
         motion: What moves the vectors onto the codebooks.
-        codes: ``(N, L)`` codes of the moved vectors.
+        penalty: ``(K_1,)`` penalties of the first codes under which it was found.
         errors: Mean squared error of each round, the start included.
     """
 
     motion: Motion
-    codes: Tensor
+    penalty: Tensor
     errors: list[float]
 
 
@@ -83,13 +84,14 @@ def rotate_onto(
     *,
     rounds: int,
     stay: float = 1e-3,
-    shift: bool = True,
+    balance: float = 1.0,
 ) -> Fitted:
     """Move vectors ``(N, D)`` rigidly onto L codebooks ``(K_l, D)``; the best round counts.
 
-    Every round assigns residual codes over all levels, then solves for the rotation and, with `shift`, for
-    the target. Residual assignment is greedy, so the error may rise again; the search ends when it has not
-    fallen for five rounds, or when no code changes.
+    Every round assigns residual codes over all levels, then solves for the rotation and the target (the mean
+    of the reconstructions). Without balance the vectors crowd onto ever fewer first codes, since each round
+    draws them closer to those that they have. Assignment is greedy, so the error may rise again; the search
+    ends when it has not fallen for five rounds, or when no code changes.
 
     Args:
         vectors: ``(N, D)``.
@@ -97,35 +99,46 @@ def rotate_onto(
         start: First motion; its mean stays.
         rounds: Largest number of rounds; 0 returns the start.
         stay: Pull towards the identity, as a share of the vectors' total variance; see `procrustes`.
-        shift: Whether the target is solved for too (it becomes the mean of the reconstructions).
+        balance: Share of `balanced_penalty` that counts when the first codes are assigned, 0 to 1.
     """
     centred = vectors.double() - start.mean.double()
     pull = stay * float(centred.square().sum()) + 1e-12
-    motion, codes = start, _encode(start(vectors), codebooks)
-    errors = [_error(start(vectors), codes, codebooks)]
-    best, waited = Fitted(motion, codes, errors), 0
+    motion, moved = start, start(vectors)
+    penalty = balance * balanced_penalty(moved, codebooks[0])
+    codes = _encode(moved, codebooks, penalty)
+    errors = [_error(moved, codes, codebooks)]
+    best, waited = Fitted(motion, penalty, errors), 0
     for _ in range(rounds):
         wanted = reconstruct(codes, codebooks).double()
-        target = wanted.mean(0) if shift else motion.target.double()
+        target = wanted.mean(0)
         rotation = procrustes(centred, wanted - target, pull)
         motion = Motion(start.mean, rotation.float(), target.float())
         moved = motion(vectors)
-        before, codes = codes, _encode(moved, codebooks)
+        if balance > 0:  # the last penalties are nearly right already
+            last = penalty / balance
+            penalty = balance * balanced_penalty(moved, codebooks[0], start=last, iterations=10)
+        before, codes = codes, _encode(moved, codebooks, penalty)
         errors.append(_error(moved, codes, codebooks))
         waited = 0 if errors[-1] < min(errors[:-1]) else waited + 1
         if not waited:
-            best = Fitted(motion, codes, errors)
+            best = Fitted(motion, penalty, errors)
         if waited == 5 or torch.equal(before, codes):
             break
     return best
 
 
-def lloyd(vectors: Tensor, codebook: Tensor, iterations: int) -> Tensor:
+def lloyd(vectors: Tensor, codebook: Tensor, iterations: int, chosen: Tensor | None = None) -> Tensor:
     """``(K, D)`` code vectors after Lloyd iterations on ``(N, D)`` from `codebook`.
 
     Unlike k-means, a code without vectors stays where it is: it keeps its meaning for vectors to come.
+
+    Args:
+        vectors: ``(N, D)``.
+        codebook: ``(K, D)``.
+        iterations: Largest number of iterations; 0 returns `codebook`.
+        chosen: ``(N,)`` first assignment; None takes the nearest code vectors.
     """
-    chosen = nearest(vectors, codebook)
+    chosen = nearest(vectors, codebook) if chosen is None else chosen
     for _ in range(iterations):
         sums = torch.zeros(codebook.shape, dtype=torch.float64).index_add_(0, chosen, vectors.double())
         counts = torch.bincount(chosen, minlength=len(codebook))[:, None]
@@ -136,17 +149,32 @@ def lloyd(vectors: Tensor, codebook: Tensor, iterations: int) -> Tensor:
     return codebook
 
 
-def refine(vectors: Tensor, codebooks: Sequence[Tensor], iterations: int) -> list[Tensor]:
-    """L codebooks after Lloyd iterations level by level, each on what the refined ones before leave over."""
+def refine(
+    vectors: Tensor, codebooks: Sequence[Tensor], iterations: int, penalty: Tensor | None = None
+) -> list[Tensor]:
+    """L codebooks after Lloyd iterations level by level, each on what the refined ones before leave over.
+
+    Args:
+        vectors: ``(N, D)``.
+        codebooks: L codebooks ``(K_l, D)``.
+        iterations: Lloyd iterations a level.
+        penalty: ``(K_1,)`` added to the squared distances of the first codes in the first assignment.
+    """
     rest, refined = vectors.float(), []
-    for codebook in codebooks:
-        refined.append(lloyd(rest, codebook, iterations))
+    for level, codebook in enumerate(codebooks):
+        first = nearest_but(rest, codebook, penalty) if level == 0 and penalty is not None else None
+        refined.append(lloyd(rest, codebook, iterations, first))
         rest = rest - refined[-1][nearest(rest, refined[-1])]
     return refined
 
 
-def _encode(vectors: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
-    return in_blocks(lambda block: residual_encode(block, codebooks), vectors, block=4096)
+def _encode(vectors: Tensor, codebooks: Sequence[Tensor], penalty: Tensor) -> Tensor:
+    """Codes ``(N, L)``, the first ones with the penalty."""
+    first = nearest_but(vectors, codebooks[0], penalty)
+    if len(codebooks) == 1:
+        return first[:, None]
+    rest = vectors - codebooks[0][first]
+    return torch.cat([first[:, None], residual_encode(rest, codebooks[1:])], 1)
 
 
 def _error(vectors: Tensor, codes: Tensor, codebooks: Sequence[Tensor]) -> float:

@@ -41,17 +41,19 @@ BASE = "base"
 class AdaptOptions(Options):
     """Settings of adaptation."""
 
-    rounds: int = Field(50, ge=0)
-    """rotate: largest number of rounds of assignment and rotation; ours, it settles in fewer. 0 only moves
-    the domain's mean onto the codebooks'."""
-    lloyd: int = Field(10, ge=0)
-    """rotate: Lloyd iterations a level from the shared code vectors; ours. 0 leaves the codebooks alone."""
+    rounds: int = Field(20, ge=0)
+    """rotate: largest number of rounds of assignment and rotation; ours, the error settles in about ten. 0
+    only moves the domain's mean onto the codebooks'."""
+    balance: float = Field(1.0, ge=0, le=1)
+    """rotate: how evenly the first codes are shared out while the rotation is sought and before the first
+    Lloyd iteration; ours. 0 lets every item take its nearest code, and the domain crowds on few codes."""
     stay: float = Field(1e-3, ge=0)
     """rotate: pull of the rotation towards the identity, as a share of the domain's variance; ours. A little
     decides what few items leave open."""
-    shift: bool = True
-    """rotate: whether the point that the domain's mean is moved to is fitted too, together with the
-    rotation."""
+    sample: int = Field(4096, ge=1)
+    """rotate: random items that the rotation is fitted on; ours, more change little. Lloyd takes all."""
+    lloyd: int = Field(10, ge=0)
+    """rotate: Lloyd iterations a level from the shared code vectors; ours. 0 leaves the codebooks alone."""
     iterations: int = Field(50, ge=0)
     """grow: largest number of k-means iterations a level, as in `rqkmeans`."""
 
@@ -242,7 +244,7 @@ def adapt(
     part = tokenizer.part_for(latents)
     sizes, fixed, motion = list(tokenizer.space.sizes), list(part.fixed), None
     if method == "rotate":
-        motion, codebooks = _rotate(latents, part.codebooks, options)
+        motion, codebooks = _rotate(latents, part.codebooks, options, seed)
     else:
         position = _expert_position(part)
         fixed[position] = _new_expert(expert, sizes[position])
@@ -266,16 +268,22 @@ def kept_codes(frozen: Codes, adapted: Codes) -> list[float]:
 
 
 def _rotate(
-    latents: Tensor, codebooks: Sequence[Tensor], options: AdaptOptions
+    latents: Tensor, codebooks: Sequence[Tensor], options: AdaptOptions, seed: int
 ) -> tuple[Motion, list[Tensor]]:
     """The motion of latent vectors ``(N, d)`` onto the codebooks, and the codebooks refined on them."""
     mean = latents.double().mean(0).float()
     middle = torch.stack([codebook.float().mean(0) for codebook in codebooks]).sum(0)
     start = Motion(mean, torch.eye(len(mean)), middle)
+    chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))[: options.sample]
     fitted = rotate_onto(
-        latents, codebooks, start, rounds=options.rounds, stay=options.stay, shift=options.shift
+        latents[chosen.sort().values],
+        codebooks,
+        start,
+        rounds=options.rounds,
+        stay=options.stay,
+        balance=options.balance,
     )
-    return fitted.motion, refine(fitted.motion(latents), codebooks, options.lloyd)
+    return fitted.motion, refine(fitted.motion(latents), codebooks, options.lloyd, fitted.penalty)
 
 
 def _grow(

@@ -135,6 +135,8 @@ def domain_health(
     truth = nearest_by_cosine(domain.vectors, queries)
     likelihood = transition_likelihood(after, domain.training, domain.validation)
     dealt = np.random.default_rng(seed).permutation(len(after))
+    kept = kept_by_prefix(truth, after, queries)
+    natural = order == tuple(range(len(order)))
     moved = int((before != after[:, : before.shape[1]]).any(axis=1).sum())
     return {
         "items": len(before),
@@ -149,8 +151,8 @@ def domain_health(
         "error": None if decoded is None else relative_error(domain.vectors, decoded),
         "neighbours": {
             "prefix_before": kept_by_prefix(truth, before, queries),
-            "prefix": kept_by_prefix(truth, after, queries),
-            "prefix_chosen": kept_by_prefix(truth, _as_chosen(after, order), queries),
+            "prefix": kept,
+            "prefix_chosen": kept if natural else kept_by_prefix(truth, _as_chosen(after, order), queries),
             "reconstruction": None if decoded is None else kept_by_reconstruction(truth, decoded, queries),
         },
         "transitions": {

@@ -18,6 +18,10 @@ domains:
   games: {source: canonical, options: {folder: data/games}}
 """
 
+PUBLISHED = """
+tokenize: {conflicts: digit, published: {toys: {file: t.parquet, method: theirs}, games: {file: g.parquet}}}
+"""
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -53,6 +57,16 @@ def test_two_recipes_share_no_defaults(path: Path) -> None:
     read_recipe(path).evaluate.ks.append(100)
     assert read_recipe(path).seeds == [0]
     assert read_recipe(path).evaluate.ks == [5, 10]
+
+
+def test_published_identifiers_stand_in_place_of_a_tokenizer(tmp_path: Path) -> None:
+    more = PUBLISHED + "pretrain: {domains: [toys]}\n"
+    recipe = read_recipe(written(tmp_path, more))
+    assert recipe.tokenizer == {"name": "published"}
+    assert recipe.tokenizer_domains == []
+    assert recipe.tokenize.published["toys"] == {"file": "t.parquet", "method": "theirs"}
+    assert read_recipe(written(tmp_path, more + "tokenizer: {name: published}\n")) == recipe
+    assert Recipe.parse(dump_recipe(recipe), "dump") == recipe
 
 
 # --- overrides ----------------------------------------------------------------------------------------------
@@ -155,6 +169,16 @@ def test_a_misspelt_file_is_told_with_the_nearest(path: Path) -> None:
         (SMALLEST + "evaluate: {domains: [zzz]}\n", "evaluate.domains: unknown domain.*eclare it"),
         (SMALLEST + "transfer: {domains: [toys]}\n", "no 'pretrain' block"),
         (SMALLEST + "transfer: {domains: [toys], starts: [best]}\n", "'pretrained' or 'scratch'"),
+        (SMALLEST + "tokenize: {adapt: {toyz: rotate}}\n", "tokenize.adapt: unknown domain 'toyz'.*'toys'"),
+        (SMALLEST + "tokenize: {adapt: {toys: turn}}\n", "adapt.toys: input should be 'rotate' or 'grow'"),
+        (SMALLEST + "tokenize: {conflicts: none}\n", "conflicts: items that share.*reassign, digit"),
+        (SMALLEST + "tokenizer: {name: published}\n", "no published identifiers are named"),
+        (SMALLEST + "tokenize: {published: {toyz: {}}}\n", "published: unknown domain 'toyz'"),
+        (SMALLEST + "tokenize: {published: {toys: {}}}\n", "'games' has no published identifiers"),
+        (SMALLEST + PUBLISHED.replace("digit", "reassign"), "no nearest free identifier.*digit, none"),
+        (SMALLEST + PUBLISHED + "tokenizer: {name: rqvae}\n", "tokenizer: .*need no tokenizer.*'rqvae'"),
+        (SMALLEST + PUBLISHED.replace("{con", "{domains: [toys], con"), "tokenize.domains: .*no tokenizer"),
+        (SMALLEST + PUBLISHED.replace("{con", "{adapt: {toys: rotate}, con"), "tokenize.adapt: .*no token"),
     ],
 )
 def test_mistakes_get_a_sentence_with_the_file(text: str, sentence: str, tmp_path: Path) -> None:

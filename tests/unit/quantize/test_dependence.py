@@ -134,10 +134,10 @@ def test_the_bandwidth_follows_the_scale() -> None:
 
 
 def test_shuffling_one_side_loses_dependence() -> None:
-    x = normal(100, 8)
-    z = x[:, :3] ** 2
+    x = normal(100, 2)
+    z = x.square()  # uncorrelated, yet dependent
     shuffled = z[torch.randperm(100, generator=torch.Generator().manual_seed(3))]
-    assert float(hsic(x, z)) > 1.2 * float(hsic(x, shuffled))
+    assert float(hsic(x, z)) > 3 * float(hsic(x, shuffled))
 
 
 @pytest.mark.parametrize("measure", [hsic, cka])
@@ -162,7 +162,7 @@ def test_equal_rows_know_nothing(value: float) -> None:
     other = normal(6, 2).requires_grad_()
     assert float(median_distance(same)) == 1
     for found in (hsic(same, other), cka(same, other), cka(same, same)):
-        assert float(found) == 0
+        assert found.item() == 0
         gradients = torch.autograd.grad(found, (same, other), allow_unused=True, retain_graph=True)
         assert all(g is None or bool(torch.isfinite(g).all()) for g in gradients)
 
@@ -233,7 +233,7 @@ def test_following_the_gradient_raises_the_dependence() -> None:
         optimizer.zero_grad()
         (-hsic(x, z).mean()).backward()
         optimizer.step()
-    assert float(hsic(x, z).mean()) > 1.3 * float(before)
+    assert hsic(x, z).mean().item() > 1.3 * before.item()
 
 
 # --- the measure of a domain --------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def _health(generator: np.random.Generator) -> dict[str, Any]:
 
     return {
         "items": 12101, "collisions_before": depths(0.085), "collisions_after": depths(0.0), "levels": levels,
-        "neighbour_preservation": 0.452, "transition_likelihood": -8.73, "moved": 0.081,
+        "neighbour_preservation": 0.452, "transition_likelihood": -8.73, "moved": 0.081, "floor": 0.0021,
         "buckets": [
             {"codes": [17, 201], "titles": ["Argan Oil Shampoo", "Argan Oil Conditioner", HOSTILE]},
             {"codes": [17, 9], "titles": ["Nail polish, red", "Nail polish, coral"]},

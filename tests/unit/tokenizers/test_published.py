@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from catalex.tokenizers.published import (
     read_published,
 )
 
-DATA = Path(os.environ.get("CATALEX_DATA", "/nowhere"))
+DATA = Path(__file__).resolve().parents[3] / "../shared/data"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -46,7 +45,7 @@ def read(path: Path, items: int | list[str | None] = 3, method: str | None = Non
 THREE = [row(0, "<a_7>", "<b_0>"), row(1, "<a_7>", "<b_2>"), row(2, "<a_1>", "<b_2>")]
 
 
-# --- reading --------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 def test_the_number_in_a_code_is_the_code(tmp_path: Path) -> None:
@@ -112,7 +111,7 @@ def test_a_method_is_chosen(tmp_path: Path) -> None:
         read(path, 2)
     only = write(tmp_path / "y.parquet", rows[:1])
     assert read(only, 1).methods == {"toys": "ours"}
-    with pytest.raises(CatalexError, match="no column 'method'.*Leave out 'method'"):
+    with pytest.raises(CatalexError, match=r"no column 'method'.*Leave out 'method'"):
         read(write(tmp_path / "z.parquet", THREE), 3, "ours")
 
 
@@ -131,7 +130,7 @@ def test_a_code_means_the_same_in_all_domains(tmp_path: Path) -> None:
         read_published(options, {"toys": [None] * 2, "games": [None] * 2})
 
 
-# --- bad files ------------------------------------------------------------------------------------------------
+# --- bad files ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +175,7 @@ def test_a_file_that_is_missing_empty_or_no_parquet_gets_a_sentence(tmp_path: Pa
         read(path)
 
 
-# --- unique identifiers ---------------------------------------------------------------------------------------
+# --- unique identifiers -------------------------------------------------------------------------------------
 
 
 def published(*domains: list[list[int]]) -> Published:
@@ -216,11 +215,11 @@ def test_none_takes_unique_identifiers_as_they_are_and_refuses_others() -> None:
 
 def test_there_is_no_nearest_identifier_without_code_vectors() -> None:
     assert "reassign" not in METHODS
-    with pytest.raises(CatalexError, match="unknown conflict method.*'reassign'.*digit, none"):
+    with pytest.raises(CatalexError, match=r"unknown conflict method.*'reassign'.*digit, none"):
         make_unique(published([[0, 1]]), "reassign")
 
 
-# --- the development data -------------------------------------------------------------------------------------
+# --- the development data -----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(

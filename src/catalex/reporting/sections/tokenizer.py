@@ -77,7 +77,14 @@ def _deepest(collisions: Any) -> Mapping[str, Any]:
 
 
 def _levels(health: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    keys = ("size", "utilisation", "perplexity", "dead", "max_share", "conditional_entropy")
+    keys = ["size", "utilisation", "perplexity", "dead", "max_share", "conditional_entropy"]
+    levels = [level for facts in health.values() for level in facts.get("levels") or ()]
+    # For most tokenizers codes are chosen from left to right, and a second column would say the same.
+    turned = any(
+        lv.get("chosen_entropy", lv.get("conditional_entropy")) != lv.get("conditional_entropy")
+        for lv in levels
+    )
+    keys += ["chosen_entropy"] if turned else []
     rows = [
         cells(name, str(number_of), *(number(level.get(key)) for key in keys))
         for name, facts in health.items()
@@ -92,6 +99,7 @@ def _levels(health: Mapping[str, Mapping[str, Any]]) -> Table | None:
         "dead codes",
         "largest share",
         "entropy given prefix",
+        *(["given the codes chosen before"] if turned else []),
     ]
     return (
         Table(

@@ -1,0 +1,67 @@
+"""Every block is checked before anything long begins: published identifiers and adaptation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from catalex.artifacts import write_parquet
+from catalex.errors import CatalexError
+from catalex.pipelines.evaluate import _tokenizer_name
+from catalex.pipelines.recipe import Recipe, read_recipe
+from catalex.pipelines.validate import validate_blocks
+
+
+def recipe(folder: Path, **blocks: Any) -> Recipe:
+    domain = {"source": "canonical", "options": {"folder": "x"}}
+    values = {"name": "mini", "device": "cpu", "domains": {"toys": domain, "games": domain}, **blocks}
+    (folder / "mini.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return read_recipe(folder / "mini.yaml")
+
+
+def published(folder: Path, **more: Any) -> Recipe:
+    block = {"file": str(folder / "codes.parquet"), **more}
+    files = {"toys": block, "games": block}
+    return recipe(folder, tokenize={"conflicts": "digit", "published": files}, pretrain={"domains": ["toys"]})
+
+
+def test_published_identifiers_are_looked_at_only_with_the_data(tmp_path: Path) -> None:
+    validate_blocks(published(tmp_path), with_data=False)
+    with pytest.raises(CatalexError, match=r"codes\.parquet: the file does not exist"):
+        validate_blocks(published(tmp_path))
+    rows = [{"method": "theirs", "item_id": 0, "codes": ["<a_1>"]}]
+    write_parquet(tmp_path / "codes.parquet", pa.Table.from_pylist(rows))
+    with pytest.raises(CatalexError, match=r"no identifiers of method 'ours' \(allowed: theirs\)"):
+        validate_blocks(published(tmp_path, method="ours"))
+    with pytest.raises(CatalexError, match=r"published\.games: unknown key 'methods'.*Did you mean 'method'"):
+        validate_blocks(published(tmp_path, methods="theirs"), with_data=False)
+    assert _tokenizer_name(published(tmp_path), "toys") == "published:theirs"
+
+
+def test_the_options_of_the_recommender_are_still_checked(tmp_path: Path) -> None:
+    changed = published(tmp_path).model_copy(update={"recommender": {"name": "t5", "beem": 3}})
+    with pytest.raises(CatalexError, match=r"unknown key 'beem'.*Did you mean 'beam'"):
+        validate_blocks(changed, with_data=False)
+
+
+@pytest.mark.parametrize("name", ["rqkmeans", "rqvae", "unitok"])
+def test_only_tokenizers_with_experts_are_grown(name: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"tokenizer": {"name": name}, "pretrain": {"domains": ["toys"]}}
+    validate_blocks(recipe(tmp_path, **changes, tokenize={"adapt": {"games": "rotate"}}), with_data=False)
+    grown = recipe(tmp_path, **changes, tokenize={"adapt": {"games": "grow"}})
+    if name == "unitok":
+        validate_blocks(grown, with_data=False)
+        return
+    with pytest.raises(CatalexError, match=rf"adapt\.games: .*'grow' \(found '{name}'; allowed: unitok\)"):
+        validate_blocks(grown, with_data=False)
+
+
+def test_tokenizers_are_named_with_their_domains_and_adaptation(tmp_path: Path) -> None:
+    block = {"domains": ["toys"], "adapt": {"games": "rotate"}}
+    found = recipe(tmp_path, tokenizer={"name": "rqvae"}, tokenize=block)
+    assert _tokenizer_name(found, "toys") == "rqvae"
+    assert _tokenizer_name(found, "games") == "rqvae(toys)+rotate"
