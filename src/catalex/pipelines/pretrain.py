@@ -50,8 +50,8 @@ def transfer_stage(recipe: Recipe) -> None:
         return
     check_transfer(recipe)
     place = workspace(recipe)
-    block = recipe.component(recipe.recommender, recipe.transfer.training)
     for domain in recipe.transfer.domains:
+        block = recipe.component(recipe.recommender, recipe.transfer.training_of(domain))
         for start in recipe.transfer.starts:
             for seed in recipe.seeds:
                 earlier = place.pretrained(seed) if start == "pretrained" else None

@@ -44,6 +44,12 @@ class TransferBlock(Options):
     """Begin from the pre-trained weights, from random ones, or run both for comparison."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Overrides of `recommender.training` for this stage."""
+    by_domain: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Further overrides for single targets, by name: a small domain wants more epochs than a large one."""
+
+    def training_of(self, domain: str) -> dict[str, Any]:
+        """Overrides of `recommender.training` for one target."""
+        return {**self.training, **self.by_domain.get(domain, {})}
 
 
 class EvaluateBlock(Options):
@@ -273,6 +279,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         "transfer.domains": recipe.transfer.domains if recipe.transfer else None,
         "evaluate.domains": recipe.evaluate.domains,
         "tokenize.adapt": recipe.tokenize.adapt,
+        "transfer.by_domain": recipe.transfer.by_domain if recipe.transfer else None,
         "tokenize.published": recipe.tokenize.published,
     }
     blocks = {"pretrain": recipe.pretrain, "transfer": recipe.transfer}

@@ -28,9 +28,11 @@ def validate_blocks(recipe: Recipe, *, with_data: bool = True) -> None:
     TextOptions.parse(recipe.text, "text")
     make_encoder(recipe.encoder, "encoder")
     space = _space(recipe, with_data=with_data)
-    for stage in (recipe.pretrain, recipe.transfer):
-        if stage is not None:
-            make_recommender(recipe.component(recipe.recommender, stage.training), "recommender", space)
+    overrides = [recipe.pretrain.training] if recipe.pretrain else []
+    if recipe.transfer is not None:
+        overrides += [recipe.transfer.training_of(name) for name in recipe.transfer.domains]
+    for training in overrides:
+        make_recommender(recipe.component(recipe.recommender, training), "recommender", space)
     check_transfer(recipe)
     check_baselines(recipe)
     for name in recipe.evaluate.baselines:

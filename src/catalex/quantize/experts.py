@@ -50,7 +50,7 @@ class ExpertCodebooks(nn.Module):
         self.weight = nn.Parameter(torch.randn(experts, levels, size, width) / width**0.5)
         self.register_buffer("used", torch.zeros(experts, levels, size, dtype=torch.int64))
 
-    def forward(self, vectors: Tensor, experts: Tensor) -> ExpertQuantized:
+    def forward(self, vectors: Tensor, experts: Tensor, *, count: bool = True) -> ExpertQuantized:
         """Quantize ``(B, d)`` with experts ``(B,)``; in training mode also counts the use of codes.
 
         The residual subtracts the raw code vector, as the formula does.
@@ -65,7 +65,7 @@ class ExpertCodebooks(nn.Module):
             rest, total = rest - chosen, total + chosen
             codes.append(index)
         found = torch.stack(codes, 1)
-        if self.training:
+        if self.training and count:
             self._count(found, experts)
         return ExpertQuantized(found, total, losses)
 

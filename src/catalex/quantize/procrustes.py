@@ -83,7 +83,7 @@ def rotate_onto(
     start: Motion,
     *,
     rounds: int,
-    stay: float = 1e-3,
+    stay: float = 1e-6,
     balance: float = 1.0,
 ) -> Fitted:
     """Move vectors ``(N, D)`` rigidly onto L codebooks ``(K_l, D)``; the best round counts.

@@ -47,9 +47,9 @@ class AdaptOptions(Options):
     balance: float = Field(1.0, ge=0, le=1)
     """rotate: how evenly the first codes are shared out while the rotation is sought and before the first
     Lloyd iteration; ours. 0 lets every item take its nearest code, and the domain crowds on few codes."""
-    stay: float = Field(1e-3, ge=0)
-    """rotate: pull of the rotation towards the identity, as a share of the domain's variance; ours. A little
-    decides what few items leave open."""
+    stay: float = Field(1e-6, ge=0)
+    """rotate: pull of the rotation towards the identity, as a share of the domain's variance; ours. So
+    little only decides what few items leave open; 1e-3 and more cost neighbours."""
     sample: int = Field(4096, ge=1)
     """rotate: random items that the rotation is fitted on; ours, more change little. Lloyd takes all."""
     lloyd: int = Field(10, ge=0)

@@ -24,7 +24,7 @@ from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, To
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.normalise import Normaliser
 from catalex.tokenizers.training_set import check_domains, check_vectors, pooled
-from catalex.tokenizers.unitok_network import UniTokNetwork
+from catalex.tokenizers.unitok_network import TAKEN, UniTokNetwork, unlikeliness
 from catalex.tokenizers.unitok_options import UniTokOptions
 from catalex.tokenizers.unitok_training import UnionOfDomains, train_unitok
 from catalex.types import JSON, Codes, Floats
@@ -38,7 +38,7 @@ class UniTok(LatentTokenizer):
 
     def __init__(self, options: UniTokOptions) -> None:
         self.options = options
-        self.experts = 0
+        self.experts = options.experts if isinstance(options.experts, int) else 0
         self.network: UniTokNetwork | None = None
         self.normaliser: Normaliser | None = None
         self.training: Training | None = None
@@ -115,6 +115,13 @@ class UniTok(LatentTokenizer):
         vectors, weights = pooled(domains, options.balance)
         self.training = Training.of(domains, width)
         self.normaliser = Normaliser.fit(options.normalise, vectors, weights, options.components)
+        if options.autoencoder_init == "principal" and options.latent > self.normaliser.width:
+            raise user_error(
+                "there are fewer principal components than entries of the latent vector",
+                place="tokenizer.latent",
+                value=options.latent,
+                allowed=f"at most {self.normaliser.width}",
+            )
         network = self._build(self.normaliser.width, seed).to(device)
         inputs = self.normaliser(vectors).to(device)
         owners = options.owners([d.name for d in domains], [len(d.vectors) for d in domains])
@@ -164,7 +171,7 @@ class UniTok(LatentTokenizer):
             x = normaliser(block)
             latents = network.encoder(x)
             if step < kept:
-                return (1 - network.gates(x, latents)).clamp(min=0).scatter(1, chosen, 2.0)
+                return unlikeliness(network.gates(x, latents)).scatter(1, chosen, TAKEN)
             rest = network.routed.residual(network.target(latents), chosen[:, 0], chosen[:, kept:])
             return network.routed.distances(rest, chosen[:, 0], step - kept)
 

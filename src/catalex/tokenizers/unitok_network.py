@@ -15,6 +15,8 @@ from catalex.quantize.experts import ExpertCodebooks
 from catalex.tokenizers.rqvae_network import mlp
 from catalex.tokenizers.unitok_options import UniTokOptions
 
+TAKEN = 1e6
+"""Put in place of `unlikeliness` for an expert that was chosen before."""
 SMALLEST = 8
 """Domains with fewer items are left out of the calibration: the estimate says nothing there."""
 
@@ -87,18 +89,28 @@ class UniTokNetwork(nn.Module):
         self.register_buffer("mean_gate", torch.ones(experts))
         self.register_buffer("mean_shared", torch.zeros(experts, o.latent))
 
+    @property
+    def exact_scale(self) -> float:
+        """z^ / z that experts without error and with full gates would give: under "sum" each quantizes all of
+        z."""
+        return 2.0 if self.options.combination == "sum" and self.options.shared else 1.0
+
     def gates(self, vectors: Tensor, latents: Tensor) -> Tensor:
         """``(B, K)`` softmax of the router, for vectors ``(B, D)`` with latents ``(B, d)``."""
+        return self.log_gates(vectors, latents).exp()
+
+    def log_gates(self, vectors: Tensor, latents: Tensor) -> Tensor:
+        """``(B, K)`` logarithms of the gates; exact where a gate is too small for a float."""
         scores: Tensor = self.router(latents if self.options.router_input == "latent" else vectors)
-        return scores.softmax(1)
+        return scores.log_softmax(1)
 
     def choose(self, gates: Tensor) -> Tensor:
         """``(B, N)`` kept experts, the strongest first; ties to the lowest."""
-        left, chosen = 1 - gates.detach(), []
+        left, chosen = unlikeliness(gates.detach()), []
         for _ in range(self.options.routed):
             best = left.argmin(1, keepdim=True)
             chosen.append(best)
-            left = left.scatter(1, best, 2.0)
+            left = left.scatter(1, best, TAKEN)
         return torch.cat(chosen, 1)
 
     def mix(self, latents: Tensor, gates: Tensor) -> Mixture:
@@ -125,13 +137,22 @@ class UniTokNetwork(nn.Module):
             losses = losses + more
         return Mixture(total + shared, losses, experts, codes, shared.detach())
 
-    def _share(self, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _share(self, target: Tensor, *, count: bool = True) -> tuple[Tensor, Tensor]:
         """Contribution ``(B, d)`` of the shared expert, straight-through, and its losses ``(B,)``."""
         assert self.shared is not None
-        found = self.shared(target, torch.zeros(len(target), dtype=torch.int64, device=target.device))
+        found = self.shared(
+            target, torch.zeros(len(target), dtype=torch.int64, device=target.device), count=count
+        )
         return straight_through(target, found.vectors), found.losses
 
-    def forward(self, vectors: Tensor, domains: Tensor, weights: Tensor, experts_of: Tensor) -> Losses:
+    def forward(
+        self,
+        vectors: Tensor,
+        domains: Tensor,
+        weights: Tensor,
+        experts_of: Tensor,
+        measured: Tensor | None = None,
+    ) -> Losses:
         """Losses of a stratified batch ``(P, n, D)``: n items of each of P domains.
 
         Args:
@@ -139,22 +160,27 @@ class UniTokNetwork(nn.Module):
             domains: ``(P,)`` numbers of the domains.
             weights: ``(P,)`` weight of each domain's items; they average 1.
             experts_of: ``(domains, K)`` bool, the experts of each domain.
+            measured: ``(P,)`` bool, the domains that are large enough for the calibration; None for all.
         """
         o, (present, each, _) = self.options, vectors.shape
         rows = vectors.flatten(0, 1)
         latents = self.encoder(rows)
-        gates = self.gates(rows, latents)
+        log_gates = self.log_gates(rows, latents)
+        gates = log_gates.exp()
         mixed = self.mix(latents, gates)
         squares = (rows - self.decoder(mixed.vectors)).square()
         errors = squares.sum(1) if o.reduction == "sum" else squares.mean(1)
         weight = weights.repeat_interleave(each)
         reconstruction, quantization = (errors * weight).mean(), (mixed.losses * weight).mean()
-        information = self.information(vectors, latents.view(present, each, -1))
-        calibration = calibrate(information, o.beta)
+        grouped = latents.view(present, each, -1)
+        if measured is not None:
+            calibration = calibrate(self.information(vectors[measured], grouped[measured]), o.beta)
+        else:
+            calibration = calibrate(self.information(vectors, grouped), o.beta)
         share = functional.one_hot(mixed.experts, gates.shape[1]).float().sum(1).mean(0) / o.routed
         balancing = gates.shape[1] * (share * gates.mean(0)).sum()
         own = experts_of[domains].repeat_interleave(each, 0)
-        supervision = -(gates * own).sum(1).clamp(min=1e-9).log().mean()
+        supervision = -log_gates.masked_fill(~own, -torch.inf).logsumexp(1).mean()
         total = reconstruction + o.quantization * quantization + o.calibration * calibration
         total = total + o.load_balancing * balancing + o.supervision * supervision
         return Losses(total, reconstruction, quantization, calibration, balancing, supervision)
@@ -170,9 +196,7 @@ class UniTokNetwork(nn.Module):
         """Reconstruction loss of a stratified batch ``(P, n, D)`` without quantization."""
         rows = vectors.flatten(0, 1)
         latents = self.encoder(rows)
-        # the scale that exact experts would give: under "sum" each of them quantizes all of z
-        scale = 2.0 if self.options.combination == "sum" and self.options.shared else 1.0
-        squares = (rows - self.decoder(scale * latents)).square()
+        squares = (rows - self.decoder(self.exact_scale * latents)).square()
         errors = squares.sum(1) if self.options.reduction == "sum" else squares.mean(1)
         loss: Tensor = (errors * weights.repeat_interleave(vectors.shape[1])).mean()
         return loss
@@ -182,7 +206,7 @@ class UniTokNetwork(nn.Module):
         """``(B, d)`` what the routed experts quantize."""
         if self.options.combination != "residual":
             return latents
-        return latents - self._share(latents)[0]
+        return latents - self._share(latents, count=False)[0]
 
     @torch.no_grad()
     def imagine(self, routed: Tensor, experts: Tensor) -> Tensor:
@@ -194,11 +218,17 @@ class UniTokNetwork(nn.Module):
         """
         total = self.mean_gate[experts][:, None] * routed
         if self.shared is not None and self.options.combination == "sum":
-            total = total + self._share(routed)[0]
+            total = total + self._share(routed, count=False)[0]
         elif self.shared is not None:
             total = total + self.mean_shared[experts]
         decoded: Tensor = self.decoder(total)
         return decoded
+
+
+def unlikeliness(gates: Tensor) -> Tensor:
+    """``-log G`` of gates ``(B, K)``: orders even experts whose gates round to 0 beside that of a sure
+    router."""
+    return -gates.clamp(min=torch.finfo(gates.dtype).tiny).log().clamp(max=0)
 
 
 def calibrate(information: Tensor, beta: float) -> Tensor:

@@ -57,6 +57,9 @@ class UniTokOptions(Options):
     """Whether there is a shared expert that is always active (UniTok)."""
     hidden: tuple[int, ...] = (512, 256, 128)
     """Hidden widths of the encoder; the decoder mirrors them. UniTok's official code: 2048 to 64."""
+    autoencoder_init: Literal["principal", "random"] = "random"
+    """"principal": a linear autoencoder (`hidden: []`) starts from the principal components of the union
+    (ours); "random": as usual."""
     latent: Positive = 32
     """d, width of the latent vector. UniTok: 32."""
     combination: Combination = "sum"
@@ -124,6 +127,8 @@ class UniTokOptions(Options):
     def _shared_expert_where_needed(self) -> UniTokOptions:
         if self.combination != "sum" and not self.shared:
             raise ValueError(f"combination {self.combination!r} needs the shared expert (shared: true)")
+        if self.autoencoder_init == "principal" and self.hidden:
+            raise ValueError("autoencoder_init 'principal' needs a linear autoencoder (hidden: [])")
         return self
 
     def epochs_for(self, items: int) -> int:

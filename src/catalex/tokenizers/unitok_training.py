@@ -16,8 +16,9 @@ from catalex.quantize import kmeans
 from catalex.quantize.dependence import domain_information
 from catalex.tokenizers.base import TokenizerDomain
 from catalex.tokenizers.checkpoint import Curves, epoch_seed, load_checkpoint, save_checkpoint
+from catalex.tokenizers.information import common_size
 from catalex.tokenizers.stratified import StratifiedBatches
-from catalex.tokenizers.unitok_network import Losses, UniTokNetwork, discriminant
+from catalex.tokenizers.unitok_network import SMALLEST, Losses, UniTokNetwork, discriminant
 
 ROWS = 8192
 """Items encoded at once when all of them are looked at."""
@@ -77,6 +78,8 @@ def train_unitok(network: UniTokNetwork, union: UnionOfDomains, *, seed: int, pa
         began, curves = restored
         information = curves.pop("information")
     else:
+        if o.autoencoder_init == "principal":
+            _principal(network, union)
         _warm_up(network, union, batches)
         initialise(network, union, seed)
     network.train()
@@ -111,6 +114,26 @@ def _optimizer(network: UniTokNetwork) -> torch.optim.Optimizer:
     o = network.options
     groups = [{"params": matrices, "weight_decay": o.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=o.learning_rate)
+
+
+@torch.no_grad()
+def _principal(network: UniTokNetwork, union: UnionOfDomains) -> None:
+    """Set the linear encoder to the leading principal axes of the inputs, the decoder to their transpose."""
+    x, shares = union.inputs.double(), union.split(union.inputs[:, 0])
+    mass = torch.cat(
+        [torch.full_like(s, float(w) / len(s)) for s, w in zip(shares, union.weights, strict=True)]
+    )
+    mass = (mass / mass.sum()).double()[:, None]
+    mean = (x * mass).sum(0)
+    _, axes = torch.linalg.eigh(((x - mean) * mass).T @ (x - mean))
+    axes = axes.flip(1)[:, : network.options.latent].float()
+    encoder, decoder = network.encoder[0], network.decoder[0]
+    assert isinstance(encoder, torch.nn.Linear)
+    assert isinstance(decoder, torch.nn.Linear)
+    encoder.weight.copy_(axes.T)
+    encoder.bias.copy_(-(mean.float() @ axes))
+    decoder.weight.copy_(axes / network.exact_scale)
+    decoder.bias.copy_(mean.float())
 
 
 def _warm_up(network: UniTokNetwork, union: UnionOfDomains, batches: StratifiedBatches) -> None:
@@ -181,9 +204,11 @@ def _epoch(
     """One pass; returns the means of all losses over its steps."""
     device = union.inputs.device
     domains = torch.arange(len(union.names), device=device)
+    large = [size >= SMALLEST for size in union.sizes]
+    measured = None if all(large) else torch.tensor(large, device=device)
     sums, steps = torch.zeros(len(Losses._fields), dtype=torch.float64, device=device), 0
     for rows in batches:
-        losses = network(union.inputs[rows.to(device)], domains, union.weights, own)
+        losses = network(union.inputs[rows.to(device)], domains, union.weights, own, measured)
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         optimizer.step()
@@ -222,7 +247,9 @@ def _measure(
     """I_k of every domain at equal n, and their variance."""
     latents = union.split(_encode(network, union.inputs))
     found = [
-        domain_information(x, z, normalised=network.options.normalised_information)
+        domain_information(
+            x, z, size=common_size(union.sizes), normalised=network.options.normalised_information
+        )
         for x, z in zip(union.split(union.inputs), latents, strict=True)
     ]
     for name, value in zip(union.names, found, strict=True):
@@ -245,7 +272,8 @@ def _settle(network: UniTokNetwork, union: UnionOfDomains) -> dict[str, float]:
         # a product, because scattered additions have no fixed order on a GPU
         member = torch.nn.functional.one_hot(mixed.experts[:, 0], experts).double().T
         counts += member.sum(1)
-        gates += member @ routing.gather(1, mixed.experts[:, :1]).squeeze(1).double()
+        kept = routing.gather(1, mixed.experts).sum(1).double()
+        gates += member @ (torch.ones_like(kept) if network.options.renormalise else kept)
         shared += member @ mixed.shared.double()
         squares.append((part - network.decoder(mixed.vectors)).square().sum(1))
     seen = counts.clamp(min=1)

@@ -139,6 +139,29 @@ def test_every_epoch_has_a_finite_value_and_learning_helps(facts: Mapping[str, J
     )
 
 
+@pytest.mark.parametrize("combination", ["sum", "residual"])
+@pytest.mark.parametrize("balance", ["proportional", "equal"])
+def test_a_principal_start_projects_on_the_leading_axes(combination: str, balance: str) -> None:
+    """Before any step, experts without error would give the best linear reconstruction of rank d, of domains
+    weighed as `balance` says."""
+    still = {"epochs": 1, "learning_rate": 1e-9, "warmup_steps": 0, "hidden": [], "latent": 4}
+    found, _ = fit(autoencoder_init="principal", combination=combination, balance=balance, **still)
+    net, normaliser = found.network, found.normaliser
+    assert net is not None
+    assert normaliser is not None
+    mass = np.concatenate(
+        [np.full(len(d.vectors), 1.0 if balance == "proportional" else 1 / len(d.vectors)) for d in DOMAINS]
+    )
+    x = normaliser(torch.from_numpy(ALL)).double().numpy()
+    mean = np.average(x, axis=0, weights=mass)
+    axes = np.linalg.svd(np.sqrt(mass)[:, None] * (x - mean), full_matrices=False)[2][:4]
+    wanted = mean + (x - mean) @ axes.T @ axes
+    with torch.no_grad():
+        z = net.encoder(torch.from_numpy(x).float())
+        exact = z * (2 if combination == "sum" else 1)
+        np.testing.assert_allclose(net.decoder(exact).numpy(), wanted, atol=1e-4)
+
+
 def test_calibration_is_alive_in_training(facts: Mapping[str, JSON]) -> None:
     """Defect 1: finite, never 0, and it changes what is learned."""
     assert max(facts["calibration"]) < -1e-3
@@ -180,6 +203,24 @@ def test_the_start_alone_ties_experts_to_domains() -> None:
     early, _ = fit(epochs=1, learning_rate=1e-6, warmup_steps=0, supervision=0.0, calibration=0.0)
     for number, domain in enumerate(DOMAINS):
         assert np.mean(early.encode(domain.vectors)[:, LEVELS] == number) > 0.9
+
+
+@pytest.mark.parametrize("combination", ["sum", "residual"])
+def test_codebooks_start_among_what_their_own_domain_leaves_to_quantize(combination: str) -> None:
+    """Each routed expert from its domain, the shared one from the union."""
+    start = {"epochs": 1, "learning_rate": 1e-9, "warmup_steps": 0, "revive_until": 0.0}
+    net = (found := fit(combination=combination, **start)[0]).network
+    assert net is not None
+    assert net.shared is not None
+    targets = [net.target(found.latents(domain.vectors)) for domain in DOMAINS]
+    books = net.routed.weight.detach()[:, 0]
+    for number, target in enumerate(targets):
+        errors = [float(torch.cdist(target, book).amin(1).square().mean()) for book in books]
+        assert errors.index(min(errors)) == number
+        assert sorted(errors)[1] > 1.2 * min(errors)
+    owner = np.repeat(np.arange(3), [len(domain.vectors) for domain in DOMAINS])
+    union = torch.cdist(net.shared.weight.detach()[0, 0], found.latents(ALL)).argmin(1)
+    assert set(owner[union.numpy()].tolist()) == {0, 1, 2}
 
 
 def conditional_entropy(codes: Codes, level: int) -> float:
@@ -402,6 +443,22 @@ def test_codes_of_an_unseen_domain_do_not_depend_on_the_batch(variant: UniTok) -
         np.testing.assert_array_equal(variant.encode(UNSEEN[row : row + 1]), whole[row : row + 1])
 
 
+def test_the_network_sees_blocks_of_one_shape_only(variant: UniTok) -> None:
+    """Why no batch can matter: a product of another shape may round differently."""
+    shapes: set[tuple[int, ...]] = set()
+    assert variant.network is not None
+    handle = variant.network.encoder.register_forward_pre_hook(lambda _, given: shapes.add(given[0].shape))
+    try:
+        for rows in (ALL, UNSEEN, UNSEEN[:1], UNSEEN[:0]):
+            codes = variant.encode(rows)
+            variant.distances(rows, codes[:, variant.order[:2]])
+            variant.latents(rows)
+            variant.routing(rows)
+    finally:
+        handle.remove()
+    assert len(shapes) == 1
+
+
 def test_save_and_load_keep_every_variant(variant: UniTok, tmp_path: Path) -> None:
     variant.save(tmp_path)
     loaded = UniTok.load(tmp_path)
@@ -513,6 +570,12 @@ def test_bad_vectors_are_refused_in_one_sentence(tokenizer: UniTok) -> None:
             call(UNSEEN[:, :7])
     with pytest.raises(CatalexError, match=r"fewer items than codes in a codebook \(found 5; .* 8 items\)"):
         make().fit([of("tiny", UNSEEN[:5])], seed=0, device="cpu")
+
+
+def test_a_latent_wider_than_the_vectors_is_refused_where_it_cannot_start() -> None:
+    """There are no more principal axes than columns."""
+    with pytest.raises(CatalexError, match=r"latent.*found 11"):
+        make(hidden=[], autoencoder_init="principal", latent=11).fit(DOMAINS, seed=0, device="cpu")
 
 
 def test_experts_for_an_unknown_domain_are_refused_before_any_work() -> None:

@@ -136,6 +136,12 @@ def test_a_combination_that_needs_the_shared_expert_says_so(combination: str) ->
     assert "needs the shared expert (shared: true)" in sentence
 
 
+def test_a_principal_start_needs_a_linear_autoencoder() -> None:
+    sentence = refusal({"autoencoder_init": "principal", "hidden": [8]})
+    assert "needs a linear autoencoder (hidden: [])" in sentence
+    assert make_tokenizer({"name": "unitok", "autoencoder_init": "principal", "hidden": []})
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
