@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from catalex.quantize.balanced import balanced_codebook
 from catalex.quantize.distances import squared_distances
 from catalex.quantize.kmeans import kmeans
 from catalex.quantize.vq import Reduction
@@ -114,8 +115,11 @@ class ExpertCodebooks(nn.Module):
         self.used += torch.bincount(rows, minlength=self.used.numel()).view_as(self.used)
 
     @torch.no_grad()
-    def initialise(self, expert: int, vectors: Tensor, spare: Tensor, seed: int) -> None:
-        """Place the codebooks of one expert by k-means on ``(N, d)``, level by level on the residuals.
+    def initialise(
+        self, expert: int, vectors: Tensor, spare: Tensor, seed: int, *, balanced: bool = False
+    ) -> None:
+        """Place the codebooks of one expert by k-means on ``(N, d)``, level by level on the residuals; with
+        `balanced` so that all codes serve about equally many.
 
         With fewer vectors than codes every vector becomes a code, and the codes left over start on random
         residuals of `spare` ``(M, d)``.
@@ -124,6 +128,8 @@ class ExpertCodebooks(nn.Module):
         for level in range(self.levels):
             count = min(len(rest), self.size)
             found = kmeans(rest, count, seed=seed + level, iterations=20).centroids
+            if balanced:
+                found = balanced_codebook(rest, found)
             if count < self.size:
                 generator = torch.Generator().manual_seed(seed + level)
                 rows = torch.randint(len(other), (self.size - count,), generator=generator)

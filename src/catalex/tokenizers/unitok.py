@@ -115,7 +115,7 @@ class UniTok(LatentTokenizer):
         vectors, weights = pooled(domains, options.balance)
         self.training = Training.of(domains, width)
         self.normaliser = Normaliser.fit(options.normalise, vectors, weights, options.components)
-        if options.autoencoder_init == "principal" and options.latent > self.normaliser.width:
+        if options.principal and options.latent > self.normaliser.width:
             raise user_error(
                 "there are fewer principal components than entries of the latent vector",
                 place="tokenizer.latent",

@@ -16,7 +16,7 @@ from catalex.tokenizers.training_set import Balance
 
 Combination = Literal["sum", "residual", "routed-first"]
 
-DEFAULT_STEPS = 4000
+DEFAULT_STEPS = 1000
 """Optimizer steps that `epochs: null` aims at."""
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -28,6 +28,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "combination": "sum",
         "expert_token": "last",
         "router_init": "random",
+        "autoencoder_init": "random",
+        "balanced_init": False,
+        "levels": 4,
+        "codebook_size": 256,
+        "latent": 32,
+        "routed": 1,
+        "shared": True,
+        "renormalise": False,
+        "router_input": "latent",
+        "quantization": 1.0,
+        "commitment": 0.25,
+        "load_balancing": 0.0,
+        "learning_rate": 1e-3,
+        "batch": 1024,
+        "epochs": 2000,
         "supervision": 0.0,
         "calibration": 0.03,
         "beta": 1.0,
@@ -55,13 +70,14 @@ class UniTokOptions(Options):
     """N, routed experts kept for an item. 1 in the released identifiers."""
     shared: bool = True
     """Whether there is a shared expert that is always active (UniTok)."""
-    hidden: tuple[int, ...] = (512, 256, 128)
-    """Hidden widths of the encoder; the decoder mirrors them. UniTok's official code: 2048 to 64."""
-    autoencoder_init: Literal["principal", "random"] = "random"
-    """"principal": a linear autoencoder (`hidden: []`) starts from the principal components of the union
-    (ours); "random": as usual."""
-    latent: Positive = 32
-    """d, width of the latent vector. UniTok: 32."""
+    hidden: tuple[int, ...] = ()
+    """Hidden widths of the encoder; the decoder mirrors them. None makes both linear (ours). UniTok's code:
+    2048 to 64."""
+    autoencoder_init: Literal["principal", "random"] | None = None
+    """"principal": a linear autoencoder starts from the principal components of the union (ours); "random":
+    as usual; null: the first for a linear one, the second otherwise."""
+    latent: Positive = 256
+    """d, width of the latent vector. UniTok: 32; ours loses nothing but small principal components."""
     combination: Combination = "sum"
     """"sum": both experts quantize z (UniTok). "residual": the shared expert first, the routed one what is
     left. "routed-first": the routed expert first, the shared one what is left."""
@@ -72,6 +88,9 @@ class UniTokOptions(Options):
     router_init: Literal["domains", "random"] = "domains"
     """"domains": the linear discriminant of the domains each expert starts from (ours: ties experts to
     domains from the first step); "random": only the codebooks are tied."""
+    balanced_init: bool = True
+    """Let the codes of an expert start from clusters of about equal size (ours: fewer collisions, lower
+    error); false: plain k-means (UniTok)."""
     expert_token: Literal["last", "first"] = "last"
     """Where the identifier names its experts. UniTok: last."""
     quantization: float = Field(1.0, ge=0)
@@ -104,10 +123,11 @@ class UniTokOptions(Options):
     batch: Positive = 1024
     """Items of a step, over all domains. UniTok's official code: 1024."""
     epochs: Positive | None = None
-    """Passes over as many items as all domains have; null takes as many as give about 4,000 steps. UniTok's
+    """Passes over as many items as all domains have; null takes as many as give about 1,000 steps. UniTok's
     official code: up to 10,000."""
-    warmup_steps: int = Field(200, ge=0)
-    """Steps that train the autoencoder alone before the codebooks are placed in its latents (ours)."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps that train the autoencoder alone before the codebooks are placed in its latents (ours); null:
+    none from principal components, 200 from a random start."""
     revive_until: float = Field(0.8, ge=0, le=1)
     """After each epoch of this first share of the training, unused codes restart on random residuals (ours,
     against codebook collapse); 0 switches it off."""
@@ -130,6 +150,17 @@ class UniTokOptions(Options):
         if self.autoencoder_init == "principal" and self.hidden:
             raise ValueError("autoencoder_init 'principal' needs a linear autoencoder (hidden: [])")
         return self
+
+    @property
+    def principal(self) -> bool:
+        """Whether the autoencoder starts from principal components."""
+        return not self.hidden if self.autoencoder_init is None else self.autoencoder_init == "principal"
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up."""
+        default = 0 if self.principal else 200
+        return default if self.warmup_steps is None else self.warmup_steps
 
     def epochs_for(self, items: int) -> int:
         """Epochs of a training on `items` items."""

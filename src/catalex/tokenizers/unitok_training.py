@@ -78,7 +78,7 @@ def train_unitok(network: UniTokNetwork, union: UnionOfDomains, *, seed: int, pa
         began, curves = restored
         information = curves.pop("information")
     else:
-        if o.autoencoder_init == "principal":
+        if o.principal:
             _principal(network, union)
         _warm_up(network, union, batches)
         initialise(network, union, seed)
@@ -145,9 +145,9 @@ def _warm_up(network: UniTokNetwork, union: UnionOfDomains, batches: StratifiedB
         weight_decay=o.weight_decay,
     )
     done = 0
-    for turn in range(math.ceil(o.warmup_steps / batches.steps)):
+    for turn in range(math.ceil(o.warmup / batches.steps)):
         for rows in batches.epoch(-1 - turn):
-            if done == o.warmup_steps:
+            if done == o.warmup:
                 return
             loss = network.warm_up(union.inputs[rows.to(union.inputs.device)], union.weights)
             optimizer.zero_grad(set_to_none=True)
@@ -165,11 +165,19 @@ def initialise(network: UniTokNetwork, union: UnionOfDomains, seed: int) -> None
     """
     latents = _encode(network, union.inputs)
     if network.shared is not None:
-        network.shared.initialise(0, latents, latents, epoch_seed(seed, 0, "shared expert"))
+        network.shared.initialise(
+            0, latents, latents, epoch_seed(seed, 0, "shared expert"), balanced=network.options.balanced_init
+        )
     targets = torch.cat([network.target(part) for part in torch.split(latents, ROWS)])
     groups = _groups(union, targets, seed)
     for expert, rows in enumerate(groups):
-        network.routed.initialise(expert, targets[rows], targets, epoch_seed(seed, 0, f"expert {expert}"))
+        network.routed.initialise(
+            expert,
+            targets[rows],
+            targets,
+            epoch_seed(seed, 0, f"expert {expert}"),
+            balanced=network.options.balanced_init,
+        )
     if network.options.router_init == "domains":
         read = latents if network.options.router_input == "latent" else union.inputs
         weights, biases = discriminant([read[rows] for rows in groups])
