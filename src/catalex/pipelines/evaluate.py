@@ -23,16 +23,16 @@ from catalex.pipelines.pretrain import (
     training_stage,
 )
 from catalex.pipelines.recipe import Recipe
-from catalex.pipelines.validate import check_baselines, published_options
+from catalex.pipelines.validate import check_baselines
 from catalex.pipelines.workspace import Workspace, read_optional, resolve_device, running, workspace
 from catalex.progress import say
 from catalex.recommenders import load_recommender, make_recommender
 from catalex.reporting.ledger import ResultLine, append
 from catalex.reporting.provenance import command_line, commit_id, machine_name, now
 from catalex.tokenizers.identifiers import IdentifierTable
-from catalex.tokenizers.published import read_rows
 from catalex.types import JSON
 
+HEALTH = "health.json"
 METRICS = "metrics.json"
 SUMMARY = "summary.json"
 
@@ -186,7 +186,7 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
     facts = read_json(system.folder / FACTS)
     seconds = read_optional(system.folder / "training_time.json") or {}
     generative = system.name == "t5"
-    health = read_json(place.tokenized / "health.json")["domains"][system.domain] if generative else None
+    health = read_json(place.tokenized / HEALTH)["domains"][system.domain] if generative else None
     options = read_json(system.folder / RECOMMENDER / "config.json").get("options", {})
     split = place.domain(system.domain).manifest.get("split")
     return ResultLine.model_validate(
@@ -198,7 +198,7 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
             "domain": system.domain,
             "split": split if isinstance(split, str) else str((split or {}).get("kind", "leave-one-out")),
             "system": system.label,
-            "tokenizer": _tokenizer_name(recipe, system.domain) if generative else None,
+            "tokenizer": _tokenizer_name(recipe, place, system.domain) if generative else None,
             "encoder": str(recipe.encoder.get("name")) if generative else None,
             "pretrained_on": system.pretrained_on or None,
             "beam": options.get("beam") if generative else None,
@@ -216,11 +216,11 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
     )
 
 
-def _tokenizer_name(recipe: Recipe, domain: str) -> str:
+def _tokenizer_name(recipe: Recipe, place: Workspace, domain: str) -> str:
     """The name alone when trained on this domain alone, else with its domains: "rqkmeans(beauty+toys)"; how
     it was adapted: "rqkmeans(beauty+toys)+rotate"; or whose identifiers they are: "published:letter"."""
     if recipe.tokenize.published:
-        return f"published:{read_rows(published_options(recipe)[domain]).method}"
+        return f"published:{read_json(place.tokenized / HEALTH)['published'][domain]}"
     name = str(recipe.tokenizer.get("name"))
     if recipe.tokenizer_domains != [domain]:
         name += f"({'+'.join(recipe.tokenizer_domains)})"

@@ -97,6 +97,7 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
     tokenizer: Tokenizer | None = None
     adapted: dict[str, Tokenizer] = {}
     curves: Mapping[str, JSON] = {}
+    facts: dict[str, JSON] = {}
     after: dict[str, Codes] = {}
     if recipe.tokenize.published:
         sources = {name: domain.items[c.SOURCE_ID].to_pylist() for name, domain in domains.items()}
@@ -104,6 +105,7 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
         before, common = dict(published.codes), published.space
         after, space = make_unique(published, method)
         versions = {name: published.version(name, method) for name in domains}
+        facts = {"published": dict(published.methods)}  # a later stage may run where the file is not
     else:
         tokenizer, curves = _train(recipe, stage, domains, vectors)
         adapted = _adapt(recipe, tokenizer, domains, vectors)
@@ -136,7 +138,9 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
         say(f"tokenize {name}: {len(after[name]):,} identifiers")
     table.save(stage.folder / IDENTIFIERS)
     write_json(stage.folder / CURVES, dict(curves))
-    write_json(stage.folder / HEALTH, health(tokenizer, tokenized, recipe.seeds[0], space=common))
+    write_json(
+        stage.folder / HEALTH, {**health(tokenizer, tokenized, recipe.seeds[0], space=common), **facts}
+    )
     stage.finish([IDENTIFIERS, CURVES, HEALTH, *saved])
 
 

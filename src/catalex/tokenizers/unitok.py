@@ -115,7 +115,7 @@ class UniTok(LatentTokenizer):
         vectors, weights = pooled(domains, options.balance)
         self.training = Training.of(domains, width)
         self.normaliser = Normaliser.fit(options.normalise, vectors, weights, options.components)
-        if options.principal and options.latent > self.normaliser.width:
+        if options.principal and options.latent_for(self.normaliser.width) > self.normaliser.width:
             raise user_error(
                 "there are fewer principal components than entries of the latent vector",
                 place="tokenizer.latent",
@@ -251,7 +251,7 @@ class UniTok(LatentTokenizer):
         if self.options.router_input == "latent":
             found: Tensor = network.router(latents).argmax(1)
             return found
-        first = network.routed.weight[:, 0].reshape(-1, self.options.latent)
+        first = network.routed.weight[:, 0].reshape(-1, network.latent)
         return squared_distances(latents, first).argmin(1) // self.options.codebook_size
 
     # --- files ----------------------------------------------------------------------------------------------

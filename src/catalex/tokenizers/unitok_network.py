@@ -72,22 +72,23 @@ class UniTokNetwork(nn.Module):
     def __init__(self, width: int, experts: int, options: UniTokOptions) -> None:
         super().__init__()
         o = self.options = options
-        self.encoder = mlp([width, *o.hidden, o.latent])
-        self.decoder = mlp([o.latent, *reversed(o.hidden), width])
-        self.router = nn.Linear(o.latent if o.router_input == "latent" else width, experts)
+        latent = self.latent = options.latent_for(width)
+        self.encoder = mlp([width, *o.hidden, latent])
+        self.decoder = mlp([latent, *reversed(o.hidden), width])
+        self.router = nn.Linear(latent if o.router_input == "latent" else width, experts)
         self.routed = ExpertCodebooks(
-            experts, o.levels, o.codebook_size, o.latent, commitment=o.commitment, reduction=o.reduction
+            experts, o.levels, o.codebook_size, latent, commitment=o.commitment, reduction=o.reduction
         )
         self.shared = (
             ExpertCodebooks(
-                1, o.levels, o.codebook_size, o.latent, commitment=o.commitment, reduction=o.reduction
+                1, o.levels, o.codebook_size, latent, commitment=o.commitment, reduction=o.reduction
             )
             if o.shared
             else None
         )
         # what an identifier does not say: the gate of its expert and the contribution of the shared one
         self.register_buffer("mean_gate", torch.ones(experts))
-        self.register_buffer("mean_shared", torch.zeros(experts, o.latent))
+        self.register_buffer("mean_shared", torch.zeros(experts, latent))
 
     @property
     def exact_scale(self) -> float:

@@ -76,8 +76,9 @@ class UniTokOptions(Options):
     autoencoder_init: Literal["principal", "random"] | None = None
     """"principal": a linear autoencoder starts from the principal components of the union (ours); "random":
     as usual; null: the first for a linear one, the second otherwise."""
-    latent: Positive = 256
-    """d, width of the latent vector. UniTok: 32; ours loses nothing but small principal components."""
+    latent: Positive | None = None
+    """d, width of the latent vector. UniTok: 32; null: 32 behind hidden layers, else 256 or as many principal
+    components as there are (ours: what is left out is small)."""
     combination: Combination = "sum"
     """"sum": both experts quantize z (UniTok). "residual": the shared expert first, the routed one what is
     left. "routed-first": the routed expert first, the shared one what is left."""
@@ -155,6 +156,12 @@ class UniTokOptions(Options):
     def principal(self) -> bool:
         """Whether the autoencoder starts from principal components."""
         return not self.hidden if self.autoencoder_init is None else self.autoencoder_init == "principal"
+
+    def latent_for(self, width: int) -> int:
+        """d for (normalised) content vectors of `width`."""
+        if self.latent is not None:
+            return self.latent
+        return 32 if self.hidden else min(256, width)
 
     @property
     def warmup(self) -> int:

@@ -126,7 +126,7 @@ def _principal(network: UniTokNetwork, union: UnionOfDomains) -> None:
     mass = (mass / mass.sum()).double()[:, None]
     mean = (x * mass).sum(0)
     _, axes = torch.linalg.eigh(((x - mean) * mass).T @ (x - mean))
-    axes = axes.flip(1)[:, : network.options.latent].float()
+    axes = axes.flip(1)[:, : network.latent].float()
     encoder, decoder = network.encoder[0], network.decoder[0]
     assert isinstance(encoder, torch.nn.Linear)
     assert isinstance(decoder, torch.nn.Linear)
@@ -271,7 +271,7 @@ def _settle(network: UniTokNetwork, union: UnionOfDomains) -> dict[str, float]:
     """Note each expert's mean gate and mean shared contribution; relative squared error of x^ by domain."""
     experts = len(network.mean_gate)
     gates = torch.zeros(experts, dtype=torch.float64, device=union.inputs.device)
-    shared = torch.zeros(experts, network.options.latent, dtype=torch.float64, device=union.inputs.device)
+    shared = torch.zeros(experts, network.latent, dtype=torch.float64, device=union.inputs.device)
     counts, squares = torch.zeros_like(gates), []
     for part in torch.split(union.inputs, ROWS):
         latents = network.encoder(part)
