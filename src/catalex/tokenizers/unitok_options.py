@@ -60,8 +60,8 @@ class UniTokOptions(Options):
 
     preset: Literal["unitok", "unitok-paper"] = "unitok"
     """"unitok-paper": the formulas and sizes as printed. "unitok": our validated choices."""
-    levels: int = Field(4, ge=1, le=8)
-    """L, codes of an expert. UniTok: 4."""
+    levels: int = Field(3, ge=1, le=8)
+    """L, codes of an expert. UniTok: 4; ours: recommenders learn shorter identifiers better."""
     codebook_size: int = Field(256, ge=2, le=65536)
     """T, codes a level of each expert. UniTok: 256."""
     experts: Positive | dict[str, Positive] | None = None
