@@ -190,6 +190,32 @@ def test_the_example_of_the_quickstart_runs(capsys: pytest.CaptureFixture[str]) 
     assert all(0.15 < recall < 0.25 for recall in recalls)
 
 
+def test_the_table_of_unitoks_presets_says_what_the_code_does() -> None:
+    from catalex.tokenizers.unitok_options import UniTokOptions
+
+    page = (ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+    section = page.split("### Presets")[1].split("###")[0]
+    told = {
+        name: [yaml.safe_load(value) for value in values]
+        for name, *values in re.findall(r"^\| `(\w+)` \| `(.+?)` \| `(.+?)` \|$", section, re.MULTILINE)
+    }
+    both = [
+        UniTokOptions.parse({"preset": name}, name).model_dump(mode="json")
+        for name in ("unitok", "unitok-paper")
+    ]
+    found = {key: [options[key] for options in both] for key in both[0] if key != "preset"}
+    assert told == {key: values for key, values in found.items() if values[0] != values[1]}
+
+
+def test_every_option_of_unitok_is_explained() -> None:
+    from catalex.tokenizers.unitok_options import UniTokOptions
+
+    page = (ROOT / "docs" / "tokenizers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?) \|", page.split("### Options")[1].split("###")[0], re.MULTILINE)
+    told = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(told) == sorted(set(UniTokOptions.model_fields) - {"preset"})
+
+
 def test_no_document_leaks_where_it_was_written() -> None:
     for document in DOCUMENTS:
         assert not re.search(r"/(work|root|home)/", document.read_text(encoding="utf-8")), _name(document)

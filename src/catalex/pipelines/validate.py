@@ -88,6 +88,8 @@ def check_adaptable(recipe: Recipe, tokenizer: Tokenizer) -> None:
                 allowed=able[method],
                 remedy="choose one of these tokenizers, or leave out tokenize.adapt",
             )
+        if isinstance(tokenizer, LatentTokenizer):
+            tokenizer.check_adaptable(method)
 
 
 def check_transfer(recipe: Recipe) -> None:

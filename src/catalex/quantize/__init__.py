@@ -7,6 +7,9 @@ distances  float32 squared distances; blocks of fixed shape
 kmeans     k-means with k-means++ start, weights, no empty clusters
 residual   residual quantization with given codebooks
 vq         a learned codebook with straight-through gradient
+experts    groups of residual codebooks; a vector goes to one group
+balanced   codes that serve about equally many vectors
+procrustes rotates vectors onto given codebooks and refines these
 usage      utilisation, perplexity, collisions, balance
 dependence HSIC and CKA: what one set of vectors tells about another
 ========== ==========================================================

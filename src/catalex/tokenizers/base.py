@@ -161,6 +161,13 @@ class LatentTokenizer(Tokenizer):
     def from_latents(self, latents: Tensor) -> Tensor:
         """``(N, D)`` vectors of (quantized) latent vectors ``(N, d)``."""
 
+    def check_adaptable(self, method: str) -> None:
+        """Asked before training: refuse a method of adaptation that these options rule out.
+
+        Raises:
+            CatalexError: When they do.
+        """
+
     @abstractmethod
     def part_for(self, latents: Tensor) -> ResidualPart:
         """The codebooks for a domain with these latent vectors ``(N, d)``: all there are, or those of the

@@ -160,8 +160,8 @@ class UniTok(LatentTokenizer):
     def distances(self, vectors: Floats, prefix: Codes) -> Floats:
         """``(N, K or T)`` at the next step of `order`.
 
-        For the name of an expert ``1 - G``, and 2 for one that was chosen before; for a code the squared
-        distance in the latent space.
+        For the name of an expert ``-log G``, and `TAKEN` for one that was chosen before; for a code the
+        squared distance in the latent space.
         """
         rows, network, normaliser = self._rows(vectors), *self._trained()
         before = torch.from_numpy(np.array(prefix, dtype=np.int64))
@@ -229,12 +229,7 @@ class UniTok(LatentTokenizer):
         Raises:
             CatalexError: When the routed experts quantize only what the shared one leaves over.
         """
-        if self.options.combination == "residual":
-            raise user_error(
-                "with combination 'residual' the routed experts do not quantize the latent vector",
-                place=self.name,
-                remedy="adapt a tokenizer with combination 'sum' or 'routed-first'",
-            )
+        self.check_adaptable("rotate")
         network, _ = self._trained()
         with torch.no_grad():
             votes = torch.bincount(in_blocks(self._expert_of, latents), minlength=self.experts)
@@ -243,6 +238,23 @@ class UniTok(LatentTokenizer):
         for place in range(self.options.routed):
             fixed[self.expert_position + place] = int(votes.argsort(descending=True, stable=True)[place])
         return ResidualPart(tuple(network.routed.weight.detach()[expert]), tuple(fixed))
+
+    def check_adaptable(self, method: str) -> None:
+        """Refuse adaptation where an expert alone does not quantize the latent vector, or cannot be named."""
+        if self.options.combination == "residual":
+            raise user_error(
+                "with combination 'residual' the routed experts do not quantize the latent vector",
+                place=self.name,
+                remedy="adapt a tokenizer with combination 'sum' or 'routed-first'",
+            )
+        if method == "grow" and self.options.routed > 1:
+            raise user_error(
+                "method 'grow' adds one expert, and this tokenizer keeps several for an item",
+                place="tokenizer.routed",
+                value=self.options.routed,
+                allowed="1",
+                remedy="use method 'rotate'",
+            )
 
     def _expert_of(self, latents: Tensor) -> Tensor:
         """``(B,)`` strongest expert of latents ``(B, d)``; where the router reads the content vector, the

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from catalex.progress import Track
+from catalex.progress import Track, say
 from catalex.quantize import kmeans
 from catalex.quantize.dependence import domain_information
 from catalex.tokenizers.base import TokenizerDomain
@@ -68,6 +68,11 @@ def train_unitok(network: UniTokNetwork, union: UnionOfDomains, *, seed: int, pa
     """Train `network` in place; returns the curves and facts of `UniTok.fit`."""
     o = network.options
     batches = StratifiedBatches(union.sizes, o.batch, seed)
+    if o.calibration and batches.each < SMALLEST:
+        say(
+            f"UniTok: no calibration, because a batch of {o.batch} holds {batches.each} items of each of "
+            f"{len(union.names)} domains; tokenizer.batch: {SMALLEST * len(union.names)} would do"
+        )
     optimizer = _optimizer(network)
     names = ("total", "reconstruction", "quantization", "calibration", "balancing", "supervision")
     curves: Curves = {name: [] for name in (*names, "utilisation", "evaluated_at", "information_variance")}
