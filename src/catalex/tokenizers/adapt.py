@@ -21,7 +21,8 @@ from torch import Tensor
 
 from catalex.errors import lookup, user_error
 from catalex.options import Options
-from catalex.quantize import in_blocks, kmeans, reconstruct, residual_distances, residual_encode
+from catalex.quantize import in_blocks, kmeans, nearest, reconstruct, residual_distances, residual_encode
+from catalex.quantize.balanced import balanced_codebook
 from catalex.quantize.procrustes import Motion, refine, rotate_onto
 from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
 from catalex.tokenizers.folder import WEIGHTS_FILE, Training, read_tokenizer, weights_hash, write_tokenizer
@@ -289,7 +290,8 @@ def _rotate(
 def _grow(
     latents: Tensor, codebooks: Sequence[Tensor], options: AdaptOptions, seed: int, name: str
 ) -> list[Tensor]:
-    """Residual k-means of latent vectors ``(N, d)``, with codebooks as large as those there are."""
+    """Balanced residual k-means of latents ``(N, d)``, as UniTok's experts start, with codebooks as large
+    as those there are."""
     needed = max(len(codebook) for codebook in codebooks)
     if len(latents) < needed:
         raise user_error(
@@ -301,9 +303,9 @@ def _grow(
         )
     rest, grown = latents, []
     for level, codebook in enumerate(codebooks):
-        found = kmeans(rest, len(codebook), seed=seed + level, iterations=options.iterations)
-        grown.append(found.centroids)
-        rest = rest - found.centroids[found.assignment]
+        start = kmeans(rest, len(codebook), seed=seed + level, iterations=options.iterations)
+        grown.append(balanced_codebook(rest, start.centroids))
+        rest = rest - grown[-1][nearest(rest, grown[-1])]
     return grown
 
 
