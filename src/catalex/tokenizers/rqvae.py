@@ -5,24 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from catalex.errors import user_error
 from catalex.options import Options
 from catalex.progress import Track
 from catalex.quantize import in_blocks, reconstruct, residual_distances, residual_encode
 from catalex.quantize.vq import Reduction
-from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
+from catalex.tokenizers.autoencoder import AutoencoderTokenizer
+from catalex.tokenizers.base import CodeSpace, ResidualPart, TokenizerDomain
 from catalex.tokenizers.checkpoint import Curves, epoch_seed, load_checkpoint, save_checkpoint
-from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
+from catalex.tokenizers.folder import Training
 from catalex.tokenizers.normalise import Normalisation, Normaliser
 from catalex.tokenizers.rqvae_network import RQVAENetwork
-from catalex.tokenizers.training_set import Balance, check_domains, check_vectors, pooled
+from catalex.tokenizers.training_set import Balance, check_domains, pooled
 from catalex.types import JSON, Codes, Floats
 
 DEFAULT_STEPS = 4000
@@ -107,17 +107,15 @@ class RQVAEOptions(Options):
         return math.ceil(DEFAULT_STEPS / math.ceil(items / self.batch))
 
 
-class RQVAE(LatentTokenizer):
+class RQVAE(AutoencoderTokenizer[RQVAENetwork]):
     """Codes of the latent vector of an autoencoder."""
 
     Options: ClassVar[type[Options]] = RQVAEOptions
     name: ClassVar[str] = "rqvae"
 
     def __init__(self, options: RQVAEOptions) -> None:
-        self.options = options
-        self.network: RQVAENetwork | None = None
-        self.normaliser: Normaliser | None = None
-        self.training: Training | None = None
+        super().__init__(options)
+        self.options: RQVAEOptions = options
 
     @property
     def space(self) -> CodeSpace:
@@ -236,12 +234,6 @@ class RQVAE(LatentTokenizer):
         vectors: Floats = found.numpy()
         return vectors
 
-    def latents(self, vectors: Floats) -> Tensor:
-        """``(N, latent)`` output of the encoder."""
-        rows, network, normaliser = self._rows(vectors), *self._trained()
-        with torch.no_grad():
-            return in_blocks(lambda block: network.encoder(normaliser(block)), rows)
-
     def from_latents(self, latents: Tensor) -> Tensor:
         """``(N, D)`` output of the decoder, with the normalisation undone."""
         network, normaliser = self._trained()
@@ -251,38 +243,6 @@ class RQVAE(LatentTokenizer):
     def part_for(self, latents: Tensor) -> ResidualPart:
         """All codebooks, whatever the domain."""
         return ResidualPart(tuple(self._trained()[0].weights), (None,) * self.options.levels)
-
-    def save(self, folder: Path) -> None:
-        """Write ``config.json`` and the weights."""
-        network, normaliser = self._trained()
-        assert self.training is not None
-        arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-        write_tokenizer(folder, self.name, self.options, self.training, arrays | normaliser.arrays())
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a folder that `save` wrote."""
-        options, training, arrays = read_tokenizer(folder, cls.name)
-        tokenizer = cls(RQVAEOptions.parse(options, str(folder)))
-        tokenizer.training = training
-        tokenizer.normaliser = Normaliser.from_arrays(arrays)
-        network = tokenizer._build(tokenizer.normaliser.width, seed=0)
-        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in network.state_dict()})
-        tokenizer.network = network.eval()
-        return tokenizer
-
-    def _trained(self) -> tuple[RQVAENetwork, Normaliser]:
-        if self.network is None or self.normaliser is None:
-            raise user_error(
-                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
-            )
-        return self.network, self.normaliser
-
-    def _rows(self, vectors: Floats) -> Tensor:
-        self._trained()
-        assert self.training is not None
-        check_vectors(vectors, self.training.width, "vectors to tokenize")
-        return torch.from_numpy(np.array(vectors, dtype=np.float32))
 
 
 def _order(items: int, weights: Tensor | None, seed: int) -> Tensor:

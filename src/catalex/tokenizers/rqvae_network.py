@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from catalex.quantize import Codebook, residual_encode, straight_through
 from catalex.quantize.vq import Reduction
+from catalex.tokenizers.autoencoder import Autoencoder
 
 
 class Losses(NamedTuple):
@@ -21,15 +21,7 @@ class Losses(NamedTuple):
     quantization: Tensor
 
 
-def mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers from width to width with ReLU between them."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-class RQVAENetwork(nn.Module):
+class RQVAENetwork(Autoencoder):
     """``z = encoder(x)``, ``q = sum_l e_{l,c_l}``, ``x^ = decoder(z + sg(q - z))``.
 
     The residual of the next level subtracts the raw code vector; subtracting the straight-through value would
@@ -48,10 +40,8 @@ class RQVAENetwork(nn.Module):
         decay: float | None,
         reduction: Reduction,
     ) -> None:
-        super().__init__()
+        super().__init__(width, hidden, latent)
         self.reduction = reduction
-        self.encoder = mlp([width, *hidden, latent])
-        self.decoder = mlp([latent, *reversed(hidden), width])
         self.codebooks = nn.ModuleList(
             Codebook(codebook_size, latent, beta=beta, decay=decay, reduction=reduction)
             for _ in range(levels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,28 +20,27 @@ from catalex.errors import user_error
 from catalex.options import Options
 from catalex.quantize import in_blocks
 from catalex.quantize.distances import squared_distances
-from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
-from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
+from catalex.tokenizers.autoencoder import AutoencoderTokenizer
+from catalex.tokenizers.base import CodeSpace, ResidualPart, TokenizerDomain
+from catalex.tokenizers.folder import Training
 from catalex.tokenizers.normalise import Normaliser
-from catalex.tokenizers.training_set import check_domains, check_vectors, pooled
+from catalex.tokenizers.training_set import check_domains, pooled
 from catalex.tokenizers.unitok_network import TAKEN, UniTokNetwork, unlikeliness
 from catalex.tokenizers.unitok_options import UniTokOptions
 from catalex.tokenizers.unitok_training import UnionOfDomains, train_unitok
 from catalex.types import JSON, Codes, Floats
 
 
-class UniTok(LatentTokenizer):
+class UniTok(AutoencoderTokenizer[UniTokNetwork]):
     """Codes of a routed expert, and the expert's name."""
 
     Options: ClassVar[type[Options]] = UniTokOptions
     name: ClassVar[str] = "unitok"
 
     def __init__(self, options: UniTokOptions) -> None:
-        self.options = options
+        super().__init__(options)
+        self.options: UniTokOptions = options
         self.experts = options.experts if isinstance(options.experts, int) else 0
-        self.network: UniTokNetwork | None = None
-        self.normaliser: Normaliser | None = None
-        self.training: Training | None = None
 
     # --- the code space -------------------------------------------------------------------------------------
 
@@ -207,12 +206,6 @@ class UniTok(LatentTokenizer):
             found: Floats = in_blocks(gates, rows).numpy()
         return found
 
-    def latents(self, vectors: Floats) -> Tensor:
-        """``(N, d)`` output of the encoder."""
-        rows, network, normaliser = self._rows(vectors), *self._trained()
-        with torch.no_grad():
-            return in_blocks(lambda block: network.encoder(normaliser(block)), rows)
-
     def from_latents(self, latents: Tensor) -> Tensor:
         """``(N, D)`` vectors, decoded as if the strongest routed expert had given ``(N, d)``."""
         network, normaliser = self._trained()
@@ -265,38 +258,3 @@ class UniTok(LatentTokenizer):
             return found
         first = network.routed.weight[:, 0].reshape(-1, network.latent)
         return squared_distances(latents, first).argmin(1) // self.options.codebook_size
-
-    # --- files ----------------------------------------------------------------------------------------------
-
-    def save(self, folder: Path) -> None:
-        """Write ``config.json`` and the weights."""
-        network, normaliser = self._trained()
-        assert self.training is not None
-        arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-        write_tokenizer(folder, self.name, self.options, self.training, arrays | normaliser.arrays())
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a folder that `save` wrote."""
-        options, training, arrays = read_tokenizer(folder, cls.name)
-        tokenizer = cls(UniTokOptions.parse(options, str(folder)))
-        tokenizer.training = training
-        tokenizer.normaliser = Normaliser.from_arrays(arrays)
-        tokenizer.experts = len(arrays["mean_gate"])
-        network = tokenizer._build(tokenizer.normaliser.width, seed=0)
-        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in network.state_dict()})
-        tokenizer.network = network.eval()
-        return tokenizer
-
-    def _trained(self) -> tuple[UniTokNetwork, Normaliser]:
-        if self.network is None or self.normaliser is None:
-            raise user_error(
-                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
-            )
-        return self.network, self.normaliser
-
-    def _rows(self, vectors: Floats) -> Tensor:
-        self._trained()
-        assert self.training is not None
-        check_vectors(vectors, self.training.width, "vectors to tokenize")
-        return torch.from_numpy(np.array(vectors, dtype=np.float32))

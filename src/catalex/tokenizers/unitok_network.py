@@ -12,7 +12,7 @@ from torch.nn import functional
 from catalex.quantize import straight_through
 from catalex.quantize.dependence import cka, hsic
 from catalex.quantize.experts import ExpertCodebooks
-from catalex.tokenizers.rqvae_network import mlp
+from catalex.tokenizers.autoencoder import Autoencoder
 from catalex.tokenizers.unitok_options import UniTokOptions
 
 TAKEN = 1e6
@@ -59,7 +59,7 @@ class Mixture(NamedTuple):
     shared: Tensor
 
 
-class UniTokNetwork(nn.Module):
+class UniTokNetwork(Autoencoder):
     """``z = f(x)``, ``G = softmax(h(z))``, ``z^ = sum_{e in top N} G_e E_e(z) + E_share(z)``, ``x^ = g(z^)``.
 
     Every expert has a straight-through of its own, ``E(z) <- z + sg(E(z) - z)``, so that the router learns
@@ -70,11 +70,10 @@ class UniTokNetwork(nn.Module):
     mean_shared: Tensor
 
     def __init__(self, width: int, experts: int, options: UniTokOptions) -> None:
-        super().__init__()
+        latent = options.latent_for(width)
+        super().__init__(width, options.hidden, latent)
+        self.latent = latent
         o = self.options = options
-        latent = self.latent = options.latent_for(width)
-        self.encoder = mlp([width, *o.hidden, latent])
-        self.decoder = mlp([latent, *reversed(o.hidden), width])
         self.router = nn.Linear(latent if o.router_input == "latent" else width, experts)
         self.routed = ExpertCodebooks(
             experts, o.levels, o.codebook_size, latent, commitment=o.commitment, reduction=o.reduction
