@@ -13,6 +13,9 @@ from catalex.quantize.distances import squared_distances
 from catalex.quantize.kmeans import kmeans
 from catalex.quantize.vq import Reduction
 
+PLACING_ROWS = 2**17
+"""Vectors at most that an expert's codebooks are placed by; a random sample of more gives nearly the same."""
+
 
 class ExpertQuantized(NamedTuple):
     """What experts make of vectors ``(B, d)``.
@@ -124,7 +127,7 @@ class ExpertCodebooks(nn.Module):
         With fewer vectors than codes every vector becomes a code, and the codes left over start on random
         residuals of `spare` ``(M, d)``.
         """
-        rest, other = vectors.float(), spare.float()
+        rest, other = _sample(vectors, seed).float(), _sample(spare, seed).float()
         for level in range(self.levels):
             count = min(len(rest), self.size)
             found = kmeans(rest, count, seed=seed + level, iterations=20).centroids
@@ -163,3 +166,11 @@ class ExpertCodebooks(nn.Module):
         shares = (self.used > 0).float().mean(2)
         self.used.zero_()
         return shares
+
+
+def _sample(vectors: Tensor, seed: int) -> Tensor:
+    """At most `PLACING_ROWS` of the vectors ``(N, d)``, drawn at random."""
+    if len(vectors) <= PLACING_ROWS:
+        return vectors
+    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[:PLACING_ROWS]
+    return vectors[chosen.to(vectors.device)]

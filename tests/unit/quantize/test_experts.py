@@ -315,3 +315,25 @@ def test_one_seed_one_revival() -> None:
         results.append(net.weight.detach().clone())
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_many_vectors_place_the_codebooks_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More vectors than the limit: the same result whatever lies beyond the sample, and close to all."""
+    vectors = torch.randn(400, 4, generator=torch.Generator().manual_seed(5))
+    book = ExpertCodebooks(1, 2, 8, 4, commitment=0.25, reduction="sum")
+    book.initialise(0, vectors, vectors, seed=0)
+    everything = book.weight.detach().clone()
+    monkeypatch.setattr("catalex.quantize.experts.PLACING_ROWS", 300)
+    book.initialise(0, vectors, vectors, seed=0)
+    sampled = book.weight.detach().clone()
+    assert not torch.equal(sampled, everything)
+    book.initialise(0, vectors, vectors, seed=0)
+    torch.testing.assert_close(book.weight.detach(), sampled, rtol=0, atol=0)
+    zeros = torch.zeros(400, dtype=torch.int64)
+    errors = []
+    for weight in (everything, sampled):
+        book.weight.data.copy_(weight)
+        with torch.no_grad():
+            found = book(vectors, zeros).vectors
+        errors.append(float((vectors - found).square().mean()))
+    assert errors[1] < 1.2 * errors[0]
