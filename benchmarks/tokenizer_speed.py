@@ -30,7 +30,7 @@ from catalex.types import Floats
 
 CONTENDERS: dict[str, dict[str, Any]] = {
     "unitok": {"name": "unitok"},
-    "residual k-means": {"name": "rqkmeans"},
+    "residual k-means": {"name": "rqkmeans", "iterations": 20},  # as many as place UniTok's codebooks
 }
 CENTRES = 2000
 """Cluster centres a domain."""

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from catalex.artifacts import write_parquet
+from catalex.artifacts import write_json, write_parquet
 from catalex.errors import CatalexError
 from catalex.pipelines.evaluate import _tokenizer_name
 from catalex.pipelines.recipe import Recipe, read_recipe
 from catalex.pipelines.validate import validate_blocks
+from catalex.pipelines.workspace import Workspace
 
 
 def recipe(folder: Path, **blocks: Any) -> Recipe:
@@ -39,7 +40,29 @@ def test_published_identifiers_are_looked_at_only_with_the_data(tmp_path: Path) 
         validate_blocks(published(tmp_path, method="ours"))
     with pytest.raises(CatalexError, match=r"published\.games: unknown key 'methods'.*Did you mean 'method'"):
         validate_blocks(published(tmp_path, methods="theirs"), with_data=False)
-    assert _tokenizer_name(published(tmp_path), "toys") == "published:theirs"
+
+
+def test_the_ledger_names_the_method_that_tokenize_found(tmp_path: Path) -> None:
+    """The file itself may be gone where recommenders are trained and judged."""
+    place = Workspace(tmp_path)
+    write_json(place.tokenized / "health.json", {"published": {"toys": "theirs"}})
+    assert _tokenizer_name(published(tmp_path), place, "toys") == "published:theirs"
+
+
+def test_options_that_rule_adaptation_out_are_refused_before_training(tmp_path: Path) -> None:
+    pretrain = {"domains": ["toys"]}
+    residual = {"name": "unitok", "combination": "residual"}
+    with pytest.raises(CatalexError, match="do not quantize the latent vector"):
+        validate_blocks(
+            recipe(tmp_path, tokenizer=residual, pretrain=pretrain, tokenize={"adapt": {"games": "rotate"}}),
+            with_data=False,
+        )
+    several = {"name": "unitok", "experts": 3, "routed": 2}
+    with pytest.raises(CatalexError, match=r"tokenizer\.routed: .*\(found 2; allowed: 1\)"):
+        validate_blocks(
+            recipe(tmp_path, tokenizer=several, pretrain=pretrain, tokenize={"adapt": {"games": "grow"}}),
+            with_data=False,
+        )
 
 
 def test_the_options_of_the_recommender_are_still_checked(tmp_path: Path) -> None:
@@ -63,5 +86,5 @@ def test_only_tokenizers_with_experts_are_grown(name: str, tmp_path: Path) -> No
 def test_tokenizers_are_named_with_their_domains_and_adaptation(tmp_path: Path) -> None:
     block = {"domains": ["toys"], "adapt": {"games": "rotate"}}
     found = recipe(tmp_path, tokenizer={"name": "rqvae"}, tokenize=block)
-    assert _tokenizer_name(found, "toys") == "rqvae"
-    assert _tokenizer_name(found, "games") == "rqvae(toys)+rotate"
+    assert _tokenizer_name(found, Workspace(tmp_path), "toys") == "rqvae"
+    assert _tokenizer_name(found, Workspace(tmp_path), "games") == "rqvae(toys)+rotate"
