@@ -37,6 +37,16 @@ class Options(BaseModel):
             raise _explain(error, cls, place) from None
 
 
+def with_preset(values: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """`values` of a block laid over the preset that its key ``preset`` names, before validation.
+
+    An unknown preset is left to the field's own validation.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    return {**presets.get(str(values.get("preset")), {}), **values}
+
+
 def _explain(error: ValidationError, model: type[BaseModel], place: str) -> CatalexError:
     """The first problem of a pydantic error as one sentence."""
     first = error.errors(include_url=False)[0]

@@ -31,6 +31,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "popularity": {},
 }
 TRAINED = ("t5", "sasrec")
+trained_only = pytest.mark.parametrize("name", TRAINED, scope="module")
+"""For what only recommenders with epochs and weights can show."""
 """Recommenders with weights; the others count."""
 
 RING = domain(ring())
@@ -186,10 +188,9 @@ def test_held_out_items_teach_nothing(name: str, tmp_path: Path) -> None:
     assert weights(fit(name, domain(other), epochs=1), tmp_path / "two") == learned
 
 
+@trained_only
 def test_validation_chooses_the_epoch_and_nothing_else(name: str, tmp_path: Path) -> None:
     """Training that stops at the best epoch of a long run ends at the same bytes."""
-    if name not in TRAINED:
-        pytest.skip("it has no epochs")
     recommender = make(name, epochs=4, schedule="constant")
     best = recommender.fit([RING], seed=0, device="cpu")["best_epoch"]
     short = fit(name, epochs=best, schedule="constant")
@@ -200,12 +201,11 @@ class KilledError(Exception):
     pass
 
 
+@trained_only
 @pytest.mark.parametrize("kill_at", [2, 6])
 def test_a_killed_training_ends_at_the_same_weights(
     name: str, fitted: Recommender, kill_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name not in TRAINED:
-        pytest.skip("it is fitted in one go")
     steps = 0
 
     def dying(*values: Any, **options: Any) -> float:
@@ -240,10 +240,9 @@ def test_items_that_nobody_used_can_still_be_ranked(name: str) -> None:
     assert sorted(found.items[0].tolist()) == list(range(ITEMS + 9))
 
 
+@trained_only
 def test_32_users_can_be_learned_by_heart(name: str) -> None:
     """Sequences without any pattern: only memory can give back the next item."""
-    if name not in TRAINED:
-        pytest.skip("it has no capacity to speak of")
     random = np.random.default_rng(0)
     sequences = [random.permutation(ITEMS)[:6].tolist() for _ in range(32)]
     split = leave_one_out(sequences)
@@ -290,9 +289,8 @@ def test_what_it_cannot_share_is_refused(name: str) -> None:
         make(name).fit(two, seed=0, device="cpu")
 
 
+@trained_only
 def test_training_without_a_single_pair_is_refused(name: str) -> None:
-    if name not in TRAINED:
-        pytest.skip("it counts what there is")
     lonely = replace(RING, training=Histories.from_lists([[1], [], [2]]))
     with pytest.raises(CatalexError, match=r"ring: no .*two"):
         make(name).fit([lonely], seed=0, device="cpu")

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from catalex.options import Options
+from catalex.options import Options, with_preset
 from catalex.progress import Track
 from catalex.quantize import in_blocks, reconstruct, residual_distances, residual_encode
 from catalex.quantize.vq import Reduction
@@ -96,9 +96,7 @@ class RQVAEOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {**PRESETS.get(str(values.get("preset")), {}), **values}
-        return values
+        return with_preset(values, PRESETS)
 
     def epochs_for(self, items: int) -> int:
         """Epochs of a training on `items` items."""

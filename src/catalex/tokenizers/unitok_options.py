@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from catalex.errors import nearest, user_error
-from catalex.options import Options, Positive
+from catalex.options import Options, Positive, with_preset
 from catalex.quantize.vq import Reduction
 from catalex.tokenizers.normalise import Normalisation
 from catalex.tokenizers.training_set import Balance
@@ -140,9 +140,7 @@ class UniTokOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {**PRESETS.get(str(values.get("preset")), {}), **values}
-        return values
+        return with_preset(values, PRESETS)
 
     @model_validator(mode="after")
     def _shared_expert_where_needed(self) -> UniTokOptions:
