@@ -7,6 +7,7 @@ distances  float32 squared distances; blocks of fixed shape
 kmeans     k-means with k-means++ start, weights, no empty clusters
 residual   residual quantization with given codebooks
 vq         a learned codebook with straight-through gradient
+tree       one code a level: root and shared leaf codebooks C W
 experts    groups of residual codebooks; a vector goes to one group
 balanced   codes that serve about equally many vectors
 procrustes rotates vectors onto given codebooks and refines these
