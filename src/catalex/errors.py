@@ -7,6 +7,7 @@ to do. The command line prints it as a single sentence and exits with code 2; no
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -73,3 +74,17 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
         allowed=sorted(table),
         remedy=f"did you mean {close!r}?" if close else f"use one of the listed {kind}s",
     )
+
+
+def require(package: str, extra: str) -> None:
+    """Refuse in one sentence when an optional package is missing.
+
+    Raises:
+        CatalexError: When `package` cannot be imported; the remedy names the extra that brings it.
+    """
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise user_error(
+            f"the package {package!r} is not installed", remedy=f"run: pip install 'catalex[{extra}]'"
+        ) from None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import email.utils
 import errno
 import fcntl
-import importlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from catalex.artifacts import explain_os_error, hash_file, write_json
-from catalex.errors import CatalexError, user_error
+from catalex.errors import CatalexError, require, user_error
 from catalex.progress import Track, say
 
 if TYPE_CHECKING:
@@ -88,20 +87,6 @@ def download(
     except OSError as error:
         raise explain_os_error(error, target) from error
     return target
-
-
-def require(package: str, extra: str) -> None:
-    """Refuse in one sentence when an optional package is missing.
-
-    Raises:
-        CatalexError: When `package` cannot be imported; the remedy names the extra that brings it.
-    """
-    try:
-        importlib.import_module(package)
-    except ImportError:
-        raise user_error(
-            f"the package {package!r} is not installed", remedy=f"run: pip install 'catalex[{extra}]'"
-        ) from None
 
 
 def check_address(url: str) -> None:

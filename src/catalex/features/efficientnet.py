@@ -79,7 +79,7 @@ class EfficientNetLite0(ContentEncoder):
 
     def _pixels(self, data: bytes | None) -> Floats | None:
         """Normalised pixels ``(3, 224, 224)``, or None without a readable image."""
-        from catalex.data.images import decode_image  # Pillow is optional
+        from catalex.data.images.decoding import decode_image  # Pillow is optional
 
         if data is None:
             return None

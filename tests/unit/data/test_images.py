@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from catalex.data import download as download_module
+import catalex.errors as errors_module
 from catalex.data.images import IMAGES_SCHEMA, ImageOptions, ImageStore, decode_image, fetch_images
 from catalex.errors import CatalexError
 from support.server import Server
@@ -419,7 +419,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
             raise ImportError(name)
         return real(name, *rest)
 
-    monkeypatch.setattr(download_module.importlib, "import_module", without)
+    monkeypatch.setattr(errors_module.importlib, "import_module", without)
     with pytest.raises(CatalexError, match=r"'PIL' is not installed.*catalex\[images\]"):
         decode_image(b"x")
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from catalex.data.download import require
-from catalex.errors import CatalexError, user_error
+from catalex.errors import CatalexError, require, user_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from catalex.artifacts import write_text
 from catalex.data.columns import IMAGES_FILE, ITEM_ID
-from catalex.data.download import USER_AGENT, require
+from catalex.data.download import USER_AGENT
 from catalex.data.images.addresses import FetchError, Host, ImageOptions, Picture, fetch_one, local_path
 from catalex.data.images.partial import PARTIAL_FILE, open_partial, write_images
-from catalex.errors import user_error
+from catalex.errors import require, user_error
 from catalex.progress import Track, say
 
 FAILURES_FILE = "failures.jsonl"
