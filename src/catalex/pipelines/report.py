@@ -10,16 +10,23 @@ from typing import Any
 import numpy as np
 
 import catalex
+from catalex import processes
 from catalex.artifacts import STAGE_FILE, read_json
+from catalex.data import columns as c
 from catalex.data.domain import Domain
+from catalex.errors import CatalexError
 from catalex.evaluation.results import RANKS_FILE, Result
 from catalex.pipelines.evaluate import SUMMARY
-from catalex.pipelines.pretrain import FACTS
+from catalex.pipelines.pretrain import FACTS, IDENTIFIERS
 from catalex.pipelines.recipe import Recipe, dump_recipe
 from catalex.pipelines.workspace import Workspace, read_optional, seconds_of, workspace
+from catalex.progress import say
 from catalex.recommenders.base import ABSENT
+from catalex.reporting.prefixes import MOST, QUERIES, alike, choose_queries, show
 from catalex.reporting.provenance import command_line, commit_id, machine_name, now
 from catalex.reporting.report import write_report
+from catalex.reporting.thumbnails import open_pictures
+from catalex.tokenizers.identifiers import IdentifierTable
 from catalex.training.seeds import generator
 
 SHOWN_HISTORY = 6
@@ -29,6 +36,14 @@ SHOWN_HISTORY = 6
 def report_stage(recipe: Recipe) -> Path:
     """Gather the facts of all finished stages and write the report; returns its folder."""
     place = workspace(recipe)
+    with processes.led() as mine:
+        if mine:
+            write_report(_facts(recipe, place), place.reported)
+    return place.reported
+
+
+def _facts(recipe: Recipe, place: Workspace) -> dict[str, Any]:
+    """What the report is written from."""
     folders = sorted(p.parent for p in place.root.rglob(STAGE_FILE))
     found: dict[str, Any] = {
         "name": recipe.name,
@@ -62,6 +77,7 @@ def report_stage(recipe: Recipe) -> Path:
             "experts": health.get("experts"),
             "information": health.get("information"),
         }
+        found["prefixes"] = _prefixes(recipe, place)
     judged = read_optional(place.root / "evaluate" / SUMMARY)
     if judged:
         found["results"] = [_result(recipe, row) for row in judged["results"]]
@@ -76,8 +92,7 @@ def report_stage(recipe: Recipe) -> Path:
         found["examples"] = [
             e for name in recipe.evaluate_domains for e in _examples(recipe, place, name, found["ours"])
         ]
-    write_report(found, place.reported)
-    return place.reported
+    return found
 
 
 def _health(row: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +102,7 @@ def _health(row: dict[str, Any]) -> dict[str, Any]:
         "collisions_after": row["collisions_after"],
         "floor": row.get("floor"),
         "levels": row["levels"],
+        "pooled": row.get("pooled"),
         "empty_levels": row.get("empty_levels"),
         "constant_levels": row.get("constant_levels"),
         "experts": row.get("experts"),
@@ -153,6 +169,30 @@ def _result(recipe: Recipe, row: dict[str, Any]) -> dict[str, Any]:
         "strata": row["strata"],
         "beyond": row["beyond"],
     }
+
+
+def _prefixes(recipe: Recipe, place: Workspace) -> dict[str, Any]:
+    """Some random items of each domain with those that share the beginning of their identifiers."""
+    current = []
+    for name in recipe.domains:
+        try:
+            place.check_tokenized(name)
+            current.append(name)
+        except CatalexError as error:  # titles and pictures would be those of other items
+            say(f"report without items by prefix of {name}: {error}")
+    if not current:
+        return {}
+    table = IdentifierTable.load(place.tokenized / IDENTIFIERS)
+    pictures = open_pictures({name: place.prepared(name) / c.IMAGES_FILE for name in current})
+    found = {}
+    for name in current:
+        own, codes, titles = pictures.get(name), table.of(name), place.domain(name).titles
+        draws = generator(recipe.seeds[0], f"prefixes of {name}")
+        queries = choose_queries(len(codes), QUERIES, draws, None if own is None else own.items)
+        shown = [show(alike(codes, int(item), MOST, draws), codes, titles, own) for item in queries]
+        lost = {} if own is None else {"unreadable": own.unreadable, "left_out": own.left_out}
+        found[name] = {"queries": shown, **lost}
+    return found
 
 
 def _examples(recipe: Recipe, place: Workspace, name: str, ours: list[str]) -> list[dict[str, Any]]:

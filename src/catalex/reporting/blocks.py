@@ -91,7 +91,28 @@ class Recommendation:
     """Place of the target from 1; 0 when it is missing."""
 
 
-Block = Paragraph | Points | Heading | Table | Figure | Code | Recommendation
+@dataclass(frozen=True)
+class Card:
+    """An item: a picture if there is one, its title, a few words below; the one asked about is `strong`."""
+
+    title: str
+    note: str = ""
+    picture: str | None = None
+    """A data URI; never an address."""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Items side by side, the first one against the others."""
+
+    kind: ClassVar[str] = "cards"
+    heading: str
+    text: str
+    cards: Sequence[Card]
+
+
+Block = Paragraph | Points | Heading | Table | Figure | Code | Recommendation | Cards
 
 
 @dataclass(frozen=True)

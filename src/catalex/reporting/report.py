@@ -16,6 +16,7 @@ from catalex.errors import user_error
 from catalex.progress import say
 from catalex.reporting.blocks import (
     Block,
+    Cards,
     Code,
     Figure,
     Heading,
@@ -152,6 +153,8 @@ def _markdown(block: Block) -> list[str]:
         return [f"{escape(block.caption)}:", "", fence, *block.text.splitlines(), fence]
     if isinstance(block, Table):
         return [f"**{escape(block.caption)}**", "", *_table(block)]
+    if isinstance(block, Cards):
+        return _cards(block)
     return _recommendation(block)
 
 
@@ -163,6 +166,14 @@ def _table(table: Table) -> list[str]:
             [" ".join(filter(None, (text, cell.mark))) for text, cell in zip(texts, row, strict=True)]
         )
     return markdown_table([escape(name) for name in table.header], rows, table.text_columns)
+
+
+def _cards(block: Cards) -> list[str]:
+    lines = [f"**{escape(block.heading)}**", "", escape(block.text), ""]
+    for card in block.cards:
+        title = f"**{escape(card.title)}**" if card.strong else escape(card.title)
+        lines.append(f"- {title}" + (f" ({escape(card.note)})" if card.note else ""))
+    return lines
 
 
 def _recommendation(block: Recommendation) -> list[str]:

@@ -94,6 +94,9 @@ class Health(TypedDict, total=False):
     """Mean log likelihood (nats) of validation transitions under the interpolated prefix model."""
     moved: float
     """Share of items whose codes conflict handling changed."""
+    pooled: dict[str, Any]
+    """By codebook that several levels share: its ``levels`` (from 1), and ``size`` to ``max_share`` of
+    `Level`."""
     buckets: list[Bucket]
 
 
@@ -102,14 +105,49 @@ class TokenizerFacts(TypedDict, total=False):
 
     name: str
     options: dict[str, Any]
-    curves: dict[str, list[float]]
-    """What `Tokenizer.fit` returned; entries that are not lists of numbers are not drawn."""
+    curves: dict[str, Any]
+    """What `Tokenizer.fit` returned: lists of numbers, such as losses by epoch; ``utilisation``, a list of
+    shares by level, at the steps ``utilisation_at`` or every epoch; numbers of items and parameters; and
+    below ``adapted`` the same for every fine-tuned domain."""
     health: dict[str, Health]
     """By domain."""
     experts: dict[str, Any] | None
     """``mutual_information`` between domain and expert, ``normalised``, ``largest``, ``shares``."""
     information: dict[str, Any] | None
     """``hsic`` and ``cka`` with ``mean``, ``variance``, ``min_max``, ``jain`` over the domains."""
+
+
+class Alike(TypedDict, total=False):
+    """An item that shares the first codes of another."""
+
+    title: str
+    picture: str
+    """A small JPEG as a data URI; missing when there is none."""
+    depth: int
+    """First codes that it shares."""
+
+
+class Prefix(TypedDict, total=False):
+    """One item, and the items of its domain that share the longest beginning of its identifier."""
+
+    title: str
+    picture: str
+    codes: list[int]
+    """Its identifier."""
+    sharing: list[int]
+    """By depth from 1, how many other items share so many of its first codes."""
+    items: list[Alike]
+    """Longest shared prefix first."""
+
+
+class Prefixes(TypedDict, total=False):
+    """Some items of one domain."""
+
+    queries: list[Prefix]
+    unreadable: int
+    """Images among them that could not be decoded."""
+    left_out: int
+    """Pictures that are not shown because the page would grow too large."""
 
 
 class Training(TypedDict, total=False):
@@ -189,6 +227,8 @@ class Report(TypedDict, total=False):
     """``machine``, ``commit``, ``command``, ``date``, ``versions``, ``seeds``, ``hashes``: any, and more."""
     domains: dict[str, DomainFacts]
     tokenizer: TokenizerFacts
+    prefixes: dict[str, Prefixes]
+    """By domain."""
     training: list[Training]
     results: list[SystemResult]
     ours: list[str]

@@ -53,6 +53,16 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
     return f"{number(mean, digits)} ± {number(deviation, digits)} ({len(values)})"
 
 
+def shortened(text: object, longest: int) -> str:
+    """Text on one line of at most `longest` characters; what is cut off is marked.
+
+    >>> shortened("a  long title", 8)
+    'a long…'
+    """
+    flat = " ".join(str(text).split())
+    return flat if len(flat) <= longest else flat[: longest - 1].rstrip() + "…"
+
+
 def escape(text: str) -> str:
     """Text that is safe inside a cell or line of Markdown: no cell, tag, link or emphasis begins in it."""
     flat = " ".join(text.split())

@@ -119,6 +119,14 @@ def build_report() -> dict[str, Any]:
             "curves": {"loss": [2 / i for i in range(1, 40)], "commitment": [1 / i for i in range(1, 9)]},
             "health": {name: _health(generator) for name in DOMAINS},
         },
+        "prefixes": {
+            "beauty": {
+                "queries": [{
+                    "title": "Hair brush", "codes": [17, 201, 3], "sharing": [41, 1, 0],
+                    "items": [{"title": HOSTILE, "depth": 2}, {"title": "Comb", "depth": 1}],
+                }],
+            },
+        },
         "training": training,
         "results": results,
         "comparisons": comparisons,

@@ -155,8 +155,8 @@ def test_significance_marks_stand_beside_the_tested_metric(report: dict[str, Any
 
 
 SECTION_KEYS = {
-    "domains": "data", "tokenizer": "tokenizer", "training": "curves", "results": "accuracy",
-    "examples": "examples", "cost": "cost", "environment": "origin",
+    "domains": "data", "tokenizer": "tokenizer", "prefixes": "prefixes", "training": "curves",
+    "results": "accuracy", "examples": "examples", "cost": "cost", "environment": "origin",
 }  # fmt: skip
 
 

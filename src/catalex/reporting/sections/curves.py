@@ -7,12 +7,11 @@ from typing import Any
 
 from catalex.reporting.blocks import Block, Figure, Section, not_run, words
 from catalex.reporting.plots import LinePanel, Series, lines
+from catalex.reporting.sections.tokenizer_curves import tokenizer_blocks
 from catalex.reporting.tables import number
 
 SHOWN = ("loss", "valid_ndcg@10")
 """Curves of a recommender that get a panel of their own."""
-ELSEWHERE = ("evaluated_at", "information_variance")
-"""Curves of a tokenizer that its own section shows, or that count epochs."""
 
 
 def curves(report: Mapping[str, Any]) -> Section:
@@ -25,19 +24,7 @@ def curves(report: Mapping[str, Any]) -> Section:
         told = [_spoken(run) for run in training]
         caption = "Loss on training examples and NDCG@10 on validation, by epoch."
         blocks.append(Figure("training", caption, "; ".join(told), lambda: lines(panels)))
-    tokenizer = report.get("tokenizer") or {}
-    own = [
-        panel
-        for name, y in (tokenizer.get("curves") or {}).items()
-        if name not in ELSEWHERE and (panel := _tokenizer(name, y)) is not None
-    ]
-    if own:
-        caption = (
-            f"Training of the tokenizer {tokenizer.get('name', '')}".strip()
-            + ", step by step as it recorded them."
-        )
-        told = [f"{panel.title} ends at {number(float(panel.series[0].y[-1]))}" for panel in own]
-        blocks.append(Figure("tokenizer-training", caption, "; ".join(told), lambda: lines(own)))
+    blocks += tokenizer_blocks(report.get("tokenizer") or {})
     return (
         Section("curves", title, blocks)
         if blocks
@@ -55,14 +42,6 @@ def _recommenders(training: Sequence[Mapping[str, Any]], name: str) -> LinePanel
             label = f"{run.get('name', '')}, seed {run.get('seed', 0)}"
             found.append(Series(label, [a for a, _ in points], [b for _, b in points]))
     return LinePanel(words(name), "epoch", found)
-
-
-def _tokenizer(name: str, y: object) -> LinePanel | None:
-    if not isinstance(y, list) or len(y) < 2 or not all(isinstance(v, int | float) for v in y):
-        return None
-    return LinePanel(
-        words(name), "record", [Series(words(name), list(range(1, len(y) + 1)), [float(v) for v in y])]
-    )
 
 
 def _spoken(run: Mapping[str, Any]) -> str:

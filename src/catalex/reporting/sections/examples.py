@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from catalex.reporting.blocks import Block, Paragraph, Recommendation, Section, not_run
+from catalex.reporting.tables import shortened
 
 LONGEST = 110
 """Characters of a title that are shown; catalogues have titles that fill a page."""
@@ -29,9 +30,9 @@ def examples(report: Mapping[str, Any]) -> Section:
         blocks.append(
             Recommendation(
                 f"Example {number}" + (f": {origin}" if origin else ""),
-                [_short(title) for title in example.get("history") or ()],
-                _short(example.get("target", "")),
-                [_short(title) for title in example.get("recommended") or ()],
+                [shortened(title, LONGEST) for title in example.get("history") or ()],
+                shortened(example.get("target", ""), LONGEST),
+                [shortened(title, LONGEST) for title in example.get("recommended") or ()],
                 place_of_target(example),
             )
         )
@@ -46,8 +47,3 @@ def place_of_target(example: Mapping[str, Any]) -> int:
         return rank if 0 < rank <= len(recommended) else 0
     target = example.get("target")
     return recommended.index(target) + 1 if target in recommended else 0
-
-
-def _short(title: object) -> str:
-    text = " ".join(str(title).split())
-    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"

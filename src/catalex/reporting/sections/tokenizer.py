@@ -20,7 +20,7 @@ from catalex.reporting.blocks import (
 from catalex.reporting.plots import LinePanel, Series, lines
 from catalex.reporting.sections.experts import expert_blocks
 from catalex.reporting.sections.information import information_blocks
-from catalex.reporting.tables import number
+from catalex.reporting.tables import MISSING, number
 
 KNOWN = ("floor", "neighbour_preservation", "transition_likelihood", "moved")
 NOTES = (
@@ -51,8 +51,8 @@ def tokenizer(report: Mapping[str, Any]) -> Section:
     if usage:
         caption = "Share of items on each code, most used code first, by level. A flat line is even use."
         blocks.append(Figure("usage", caption, _spoken(usage), lambda: lines(_usage_panels(usage))))
-    levels = _levels(health)
-    blocks += [*([levels] if levels else []), *_empty(health)]
+    blocks += [table for table in (_levels(health), _pooled(health)) if table is not None]
+    blocks += _empty(health)
     blocks += [*expert_blocks(facts), *information_blocks(facts)]
     blocks += [table for table in (_collisions(health), _buckets(health)) if table is not None]
     return Section("tokenizer", title, blocks)
@@ -108,6 +108,21 @@ def _levels(health: Mapping[str, Mapping[str, Any]]) -> Table | None:
         if rows
         else None
     )
+
+
+def _pooled(health: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Codebooks that several levels share, which no single level uses up."""
+    keys = ("size", "utilisation", "perplexity", "dead", "max_share")
+    rows = [
+        cells(
+            name, ", ".join(map(str, used.get("levels") or [MISSING])), *(number(used.get(k)) for k in keys)
+        )
+        for name, facts in health.items()
+        for used in (facts.get("pooled") or {}).values()
+    ]
+    caption = "Use of the codebooks that several levels share, over these levels together"
+    header = ["domain", "levels", "codes", "utilisation", "perplexity", "dead codes", "largest share"]
+    return Table(caption, header, rows, 2) if rows else None
 
 
 def _empty(health: Mapping[str, Mapping[str, Any]]) -> list[Block]:
