@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -18,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 import catalex
+from catalex import processes
 from catalex.artifacts import explain_os_error
 from catalex.errors import EXIT_CODE, CatalexError
 
@@ -46,6 +48,9 @@ USAGE_ERROR: Any = typer.BadParameter.__base__
 
 DEFAULT_LEDGER = Path("docs/results/results.jsonl")
 
+STAGES = ("run", "prepare", "embed", "tokenize", "pretrain", "transfer", "evaluate", "report", "bundle")
+"""Verbs that several processes run together. All others are left to the main process."""
+
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file; see recipes/.")]
 Overrides = Annotated[
     list[str] | None,
@@ -61,12 +66,18 @@ Ledger = Annotated[Path, typer.Option("--ledger", help="Ledger that --record app
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     """Options before any verb."""
     if version:
         print(f"catalex {catalex.__version__}")
         raise typer.Exit()
+    if not processes.is_main():
+        if context.invoked_subcommand not in STAGES:
+            raise typer.Exit()
+        nowhere = context.with_resource(Path(os.devnull).open("w"))  # noqa: SIM115 - it is one
+        context.with_resource(contextlib.redirect_stdout(nowhere))  # the main process prints
 
 
 @app.command()
@@ -287,6 +298,7 @@ def main() -> None:
     try:
         with _interruptible():
             code = app(prog_name="catalex", standalone_mode=False)
+            processes.end()
     except CatalexError as error:
         _refuse(str(error))
     except USAGE_ERROR as error:
@@ -341,6 +353,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def _refuse(sentence: str) -> NoReturn:
+    if not processes.is_main():  # whose own sentence this usually is; having said it, it ends them all
+        time.sleep(processes.GRACE)
     print(f"catalex: {sentence}", file=sys.stderr)
     sys.exit(EXIT_CODE)
 

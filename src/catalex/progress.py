@@ -1,4 +1,7 @@
-"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines otherwise."""
+"""Progress of long work: a bar with rate and remaining time on a terminal, plain lines otherwise.
+
+Of several processes the main one alone speaks.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from catalex.processes import is_main
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines when the output is not a terminal."""
@@ -28,11 +33,12 @@ class Track:
         self._note = ""
         self._began = self._last = time.monotonic()
         self._bar: Progress | None = None
+        self._silent = not is_main()
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._began = self._last = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self._silent:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -74,6 +80,8 @@ class Track:
             self._print()
 
     def _print(self, final: bool = False) -> None:
+        if self._silent:
+            return
         parts = [
             f"{self.name}: {self.count:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}"
         ]
@@ -89,4 +97,5 @@ class Track:
 
 def say(message: str) -> None:
     """One plain line to standard error: what happens now, or what was skipped and why."""
-    print(message, file=sys.stderr, flush=True)
+    if is_main():
+        print(message, file=sys.stderr, flush=True)

@@ -148,6 +148,21 @@ def test_the_report_needs_nothing_but_itself(finished: Path) -> None:
     assert {row["system"] for row in values["results"]} == set(SYSTEMS)
 
 
+def test_the_report_shows_items_that_share_their_first_codes(finished: Path) -> None:
+    values = json.loads((finished / "run/report/report.json").read_text(encoding="utf-8"))
+    assert set(values["prefixes"]) == set(DOMAINS)
+    rows = pq.read_table(finished / "run/tokenize/identifiers.parquet").to_pylist()
+    for name, shown in values["prefixes"].items():
+        titles = pq.read_table(finished / f"run/prepare/{name}/items.parquet")["title"].to_pylist()
+        codes = {titles[row["item_id"]]: row["codes"] for row in rows if row["domain"] == name}
+        assert len(codes) == ITEMS, "titles tell the items apart"
+        assert len(shown["queries"]) == 4
+        for query in shown["queries"]:
+            assert codes[query["title"]] == query["codes"]
+            for item in query["items"]:
+                assert codes[item["title"]][: item["depth"]] == query["codes"][: item["depth"]]
+
+
 LATER = {"pretrain", "transfer", "evaluate", "bundle"}
 
 

@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import catalex
+from catalex import processes
 from catalex.bundle import Bundle, Suggestion
-from catalex.cli import app, main
-from catalex.errors import user_error
+from catalex.cli import STAGES, app, main
+from catalex.errors import EXIT_CODE, user_error
 
 RECIPE = "name: mini\ndomains:\n  toys: {source: canonical, options: {folder: data/toys}}\n"
 VERBS = {
@@ -158,6 +160,35 @@ def test_images_of_a_domain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_main_one_prints_and_runs_what_is_no_stage(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("LOCAL_RANK", rank)):
+        monkeypatch.setenv(name, value)
+    main_one = rank == "0"
+    assert bool(call("data", "list").output) == main_one
+    called: list[str] = []
+    replace(monkeypatch, "pipelines.report.report_stage", lambda parsed: called.append(parsed.name))
+    assert call("report", recipe).output == ("report: None\n" if main_one else "")
+    assert called == ["mini"]
+    assert set(STAGES) == set(VERBS)
+
+
+def test_the_main_process_has_a_head_start_in_telling_what_is_wrong(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    replace(monkeypatch, "pipelines.report.report_stage", failing(user_error("no")))
+    for rank, pauses in (("0", []), ("1", [processes.GRACE])):
+        for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        assert call_main(monkeypatch, "report", recipe) == EXIT_CODE
+        assert capsys.readouterr().err == "catalex: no.\n"
+        assert slept == pauses
 
 
 def failing(error: BaseException) -> Any:

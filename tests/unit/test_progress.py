@@ -17,6 +17,19 @@ def test_say_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "hello\n")
 
 
+def test_of_several_processes_the_main_one_alone_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    say("hello")
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with Track("x", 1) as track:
+            track.advance()
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_finished_piece_of_work_prints_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with Track("embed toys", 1200, "items") as track:
         track.advance(1000)

@@ -71,13 +71,16 @@ class TextDecoder(nn.Module):
             self.reader = MaskedReader(shape)
             self.adapt = nn.Linear(shape.width, width, bias=False) if width != shape.width else nn.Identity()
 
-    def forward(self, h: Tensor, tokens: Tensor, keep: Tensor) -> LossSum:
+    def forward(self, h: Tensor, tokens: Tensor, keep: Tensor, places: Tensor | None = None) -> LossSum:
         """Cross-entropy of the real tokens.
 
         Args:
             h: ``(B, L, d_dec)``.
             tokens: ``(B, T)`` int64, T <= tokens_max; read only where `keep` holds.
             keep: ``(B, T)`` bool, False at padding; all False for an item that does not count.
+            places: ``(R,)`` where `keep` holds, counted along B x T, from a caller who knows it without
+            asking
+                the device: the head is then computed for these alone.
 
         Returns:
             Sum over the real tokens, and their number.
@@ -88,7 +91,11 @@ class TextDecoder(nn.Module):
         if tokens.shape[1] > self.tokens_max:
             raise ValueError(f"texts of at most {self.tokens_max} tokens expected, found {tokens.shape[1]}")
         states = self.adapt(self.reader(h, tokens.shape[1], keep)).flatten(0, 1)
-        return summed_cross_entropy(states, self.table, tokens.flatten(), keep.flatten())
+        targets, counted = tokens.flatten(), keep.flatten()
+        if places is not None:
+            states, targets = states.index_select(0, places), targets[places]
+            counted = torch.ones_like(targets, dtype=torch.bool)
+        return summed_cross_entropy(states, self.table, targets, counted)
 
     def logits(self, h: Tensor, length: int) -> Tensor:
         """``(B, T, V)`` scores of all words at T = `length` positions, to look at."""

@@ -119,8 +119,15 @@ class SASRecModel(nn.Module):
         """Score of every item: states ``(..., H)`` to ``(..., N)``. Padding has no score."""
         return states @ self.table.weight[: self.items].T
 
-    def loss(self, histories: Tensor, targets: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of the full softmax over all items; about log N before training.
+    def loss(
+        self,
+        histories: Tensor,
+        targets: Tensor,
+        positions: Tensor | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ) -> Tensor:
+        """Mean (or sum) of the cross-entropy of the full softmax over all items; the mean is about log N
+        before training.
 
         Args:
             histories: ``(B, S)`` item ids, padded on the right with N.
@@ -133,7 +140,8 @@ class SASRecModel(nn.Module):
         states = self(histories).flatten(0, 1)
         if positions is not None:
             states = states.index_select(0, positions)
-        return F.cross_entropy(self.logits(states).float(), targets.flatten(), ignore_index=-1)
+        logits = self.logits(states).float()
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
 
     def last(self, histories: Tensor, lengths: Tensor) -> Tensor:
         """State ``(B, H)`` after the last item of each history ``(B, S')`` of `lengths` ``(B,)`` >= 1."""

@@ -273,11 +273,11 @@ class T5(nn.Module):
             x = block(x, bias, layer, memory.bias)
         return self._logits(x)
 
-    def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over the label positions that are not `IGNORE`, all V tokens in the softmax."""
-        return F.cross_entropy(
-            self(tokens, labels).flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE
-        )
+    def loss(self, tokens: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+        """Mean (or sum) of the cross-entropy over the label positions that are not `IGNORE`, all V tokens in
+        the softmax."""
+        logits = self(tokens, labels).flatten(0, 1).float()
+        return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction=reduction)
 
     # --- decoding -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from catalex import processes
 from catalex.artifacts import Stage, drop_half_written, outputs_of, read_json, write_json
 from catalex.data.domain import Domain
 from catalex.data.histories import popularity
@@ -92,8 +93,10 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
             row for name in recipe.evaluate_domains for row in _comparisons(recipe, results, name)
         ],
     }
-    drop_half_written(place.root / "evaluate")  # the summary belongs to no stage that would do so
-    write_json(place.root / "evaluate" / SUMMARY, found)
+    with processes.led() as mine:
+        if mine:
+            drop_half_written(place.root / "evaluate")  # the summary belongs to no stage that would do so
+            write_json(place.root / "evaluate" / SUMMARY, found)
     return found
 
 
@@ -123,7 +126,7 @@ def _baselines(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System
         for seed in seeds:
             folder = place.root / "baselines" / domain / name / f"seed-{seed}"
             stage = training_stage(place, "baseline", folder, [domain], block, seed, needs_identifiers=False)
-            with running(stage, f"baseline {name} on {domain}, seed {seed}") as needed:
+            with running(stage, f"baseline {name} on {domain}, seed {seed}", together=True) as needed:
                 if needed:
                     recommender = make_recommender(block, f"baselines.{name}")
                     fit_and_save(stage, recommender, load_domains(place, [domain], None), seed, recipe.device)

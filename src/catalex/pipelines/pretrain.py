@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from catalex import processes
 from catalex.artifacts import Stage, outputs_of, write_json
 from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.validate import check_transfer
@@ -31,7 +32,8 @@ def pretrain_stage(recipe: Recipe) -> None:
         stage = training_stage(
             place, "pretrain", place.pretrained(seed), recipe.pretrain.domains, block, seed
         )
-        with running(stage, f"pretrain on {', '.join(recipe.pretrain.domains)}, seed {seed}") as needed:
+        title = f"pretrain on {', '.join(recipe.pretrain.domains)}, seed {seed}"
+        with running(stage, title, together=True) as needed:
             if needed:
                 identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
                 recommender = make_recommender(block, "recommender", identifiers.space)
@@ -58,7 +60,8 @@ def transfer_stage(recipe: Recipe) -> None:
                 stage = training_stage(
                     place, "transfer", place.transferred(domain, start, seed), [domain], block, seed, earlier
                 )
-                with running(stage, f"transfer to {domain} from {start} weights, seed {seed}") as needed:
+                title = f"transfer to {domain} from {start} weights, seed {seed}"
+                with running(stage, title, together=True) as needed:
                     if needed:
                         identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
                         recommender = make_recommender(block, "recommender", identifiers.space)
@@ -104,8 +107,13 @@ def training_stage(
 def fit_and_save(
     stage: Stage, recommender: Recommender, domains: Sequence[RecommenderDomain], seed: int, device: str
 ) -> None:
-    """Fit, save, and finish the stage. Times go to a file of their own, because they are not reproducible."""
+    """Fit, save, and finish the stage. Times go to a file of their own, because they are not reproducible.
+
+    Several processes fit together; the main one saves.
+    """
     facts = dict(recommender.fit(domains, seed=seed, device=resolve_device(device), partial=stage.partial))
+    if not processes.is_main():
+        return
     write_json(stage.folder / "training_time.json", {"seconds": facts.pop("seconds", None)})
     # all of its files become outputs: nothing of an earlier or killed save may stay among them
     shutil.rmtree(stage.folder / RECOMMENDER, ignore_errors=True)

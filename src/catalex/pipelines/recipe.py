@@ -73,9 +73,11 @@ class TokenizeBlock(Options):
     conflicts: Literal["reassign", "digit", "none"] = "reassign"
     """`reassign` moves all but one item of a group to the nearest free last code (UTGRec); `digit` appends
     TIGER's extra digit; `none` is for published identifiers that are unique already."""
-    adapt: dict[str, Literal["rotate", "grow"]] = Field(default_factory=dict)
-    """Domains that the frozen tokenizer is adapted to, from their vectors alone, and the method; see
-    `tokenizers.adapt`. Typically domains that it did not learn from."""
+    adapt: dict[str, Literal["rotate", "grow", "projection", "full"]] = Field(default_factory=dict)
+    """Domains that the frozen tokenizer is adapted to and the method, typically domains that it did not learn
+    from. `rotate` and `grow` work from vectors alone (`tokenizers.adapt`); `projection` and `full` fine-tune
+    a
+    tokenizer with an encoder of its own (`tokenizers.utgrec`)."""
     published: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Identifiers that others published, in place of a tokenizer: for every domain of the recipe a block of
     `tokenizers.published.PublishedOptions`."""

@@ -17,16 +17,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from catalex import processes
 from catalex.artifacts import Stage, hash_file, outputs_of, read_json, write_json
 from catalex.data import columns as c
 from catalex.data.domain import Domain
+from catalex.features.base import ItemContent
+from catalex.features.embed import CatalogueContent
+from catalex.features.text import TextOptions, domain_texts
 from catalex.pipelines.embed import load_vectors
 from catalex.pipelines.pretrain import IDENTIFIERS
 from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.validate import check_adaptable, published_options
 from catalex.pipelines.workspace import Workspace, resolve_device, running, workspace
 from catalex.progress import say
-from catalex.tokenizers import CodeSpace, LatentTokenizer, Tokenizer, TokenizerDomain, make_tokenizer
+from catalex.tokenizers import (
+    CodeSpace,
+    ContentTokenizer,
+    LatentTokenizer,
+    Tokenizer,
+    TokenizerDomain,
+    make_tokenizer,
+)
 from catalex.tokenizers.adapt import adapt
 from catalex.tokenizers.conflicts import check_room, resolve, space_after
 from catalex.tokenizers.health import TokenizedDomain, health
@@ -53,6 +64,8 @@ def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
         "conflicts": recipe.tokenize.conflicts,
         "seed": recipe.seeds[0],
     }
+    if (seen := _content_hashes(recipe, place)) is not None:
+        inputs["content"] = seen
     title = f"tokenize with {recipe.tokenizer.get('name')} trained on {', '.join(recipe.tokenizer_domains)}"
     if recipe.tokenize.adapt:
         inputs["adapt"] = recipe.tokenize.adapt
@@ -62,7 +75,7 @@ def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
         inputs["published"] = {name: [hash_file(o.file), o.method] for name, o in chosen.items()}
         title = f"tokenize with published identifiers of {', '.join(recipe.domains)}"
     stage = Stage(place.tokenized, "tokenize", inputs)
-    with running(stage, title) as needed:
+    with running(stage, title, together=_reads_content(recipe)) as needed:
         if needed:
             _tokenize(recipe, stage)
     found: dict[str, Any] = read_json(stage.folder / HEALTH)
@@ -94,9 +107,10 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
     place, method = workspace(recipe), recipe.tokenize.conflicts
     domains = {name: place.domain(name) for name in recipe.domains}
     vectors = {name: load_vectors(place, name) for name in recipe.domains}
+    read = vectors
     tokenizer: Tokenizer | None = None
     adapted: dict[str, Tokenizer] = {}
-    curves: Mapping[str, JSON] = {}
+    curves: dict[str, JSON] = {}
     facts: dict[str, JSON] = {}
     after: dict[str, Codes] = {}
     if recipe.tokenize.published:
@@ -107,12 +121,24 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
         versions = {name: published.version(name, method) for name in domains}
         facts = {"published": dict(published.methods)}  # a later stage may run where the file is not
     else:
-        tokenizer, curves = _train(recipe, stage, domains, vectors)
-        adapted = _adapt(recipe, tokenizer, domains, vectors)
+        tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
+        check_adaptable(recipe, tokenizer)
+        for name, domain in domains.items():
+            check_room(tokenizer.space, len(domain), method, f"tokenize {name}")
+        content = _contents(recipe, place, domains, tokenizer)
+        seen = {n: _seen(domains[n], vectors[n], content.get(n)) for n in domains}
+        device = resolve_device(recipe.device)
+        learned_from = [seen[name] for name in recipe.tokenizer_domains]
+        fitted = tokenizer.fit(learned_from, seed=recipe.seeds[0], device=device, partial=stage.partial)
+        curves.update(fitted)
+        adapted = _adapt(recipe, stage, tokenizer, seen, curves)
+        if not processes.is_main():
+            return  # others help in training only
         made_by = {name: adapted.get(name, tokenizer) for name in domains}
-        before = {name: made_by[name].encode(vectors[name]) for name in domains}
+        read = {name: _read_by(made_by[name], seen[name], device) for name in domains}
+        before = {name: made_by[name].encode(read[name]) for name in domains}
         for name, own in made_by.items():
-            after[name] = resolve(own, vectors[name], before[name], method=method)
+            after[name] = resolve(own, read[name], before[name], method=method)
         common = join_spaces([own.space for own in made_by.values()])
         space = join_spaces([space_after(own.space, method) for own in made_by.values()])
     saved = _save(stage.folder, tokenizer, adapted)  # from here on nothing is refused any more
@@ -133,52 +159,106 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
                 domain.sequences.training,
                 domain.sequences.validation,
                 tokenizer=adapted.get(name),
+                read=read[name],
             )
         )
         say(f"tokenize {name}: {len(after[name]):,} identifiers")
     table.save(stage.folder / IDENTIFIERS)
-    write_json(stage.folder / CURVES, dict(curves))
+    write_json(stage.folder / CURVES, curves)
     write_json(
         stage.folder / HEALTH, {**health(tokenizer, tokenized, recipe.seeds[0], space=common), **facts}
     )
     stage.finish([IDENTIFIERS, CURVES, HEALTH, *saved])
 
 
-def _train(
-    recipe: Recipe, stage: Stage, domains: Mapping[str, Domain], vectors: Mapping[str, Floats]
-) -> tuple[Tokenizer, Mapping[str, JSON]]:
-    """The common tokenizer, and curves of its training."""
+def _reads_content(recipe: Recipe) -> bool:
+    """Whether there is a tokenizer with an encoder of its own: all processes train these together."""
+    if recipe.tokenize.published:
+        return False
     tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
-    check_adaptable(recipe, tokenizer)
+    return isinstance(tokenizer, ContentTokenizer)
+
+
+def _content_hashes(recipe: Recipe, place: Workspace) -> dict[str, JSON] | None:
+    """What the tokenizer reads beside the vectors, for tokenizers with an encoder of their own."""
+    if not _reads_content(recipe):
+        return None
+    tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
+    assert isinstance(tokenizer, ContentTokenizer)
+    images = {name: place.prepared(name) / c.IMAGES_FILE for name in recipe.domains}
+    return {
+        "text": TextOptions.parse(recipe.text, "text").model_dump(mode="json"),
+        "images": {
+            name: hash_file(path)
+            for name, path in images.items()
+            if tokenizer.reads_images and path.is_file()
+        },
+    }
+
+
+def _contents(
+    recipe: Recipe, place: Workspace, domains: Mapping[str, Domain], tokenizer: Tokenizer
+) -> dict[str, Sequence[ItemContent]]:
+    """Texts and images of the domains, for tokenizers that read them."""
+    if not isinstance(tokenizer, ContentTokenizer):
+        return {}
+    from catalex.data.images import ImageStore
+
+    text = TextOptions.parse(recipe.text, "text")
+    found: dict[str, Sequence[ItemContent]] = {}
     for name, domain in domains.items():
-        check_room(tokenizer.space, len(domain), recipe.tokenize.conflicts, f"tokenize {name}")
-    learned_from = [_seen(domains[name], vectors[name]) for name in recipe.tokenizer_domains]
-    curves = tokenizer.fit(
-        learned_from, seed=recipe.seeds[0], device=resolve_device(recipe.device), partial=stage.partial
-    )
-    return tokenizer, curves
+        path = place.prepared(name) / c.IMAGES_FILE
+        images = ImageStore(path) if tokenizer.reads_images and path.is_file() else None
+        found[name] = CatalogueContent(domain_texts(domain, text), images)
+    return found
+
+
+def _read_by(tokenizer: Tokenizer, seen: TokenizerDomain, device: str) -> Floats:
+    """The rows that the tokenizer quantizes: content vectors, or what its own encoder makes of the
+    content."""
+    if isinstance(tokenizer, ContentTokenizer):
+        assert seen.content is not None
+        return tokenizer.represent(seen.content, seen.vectors, name=seen.name, device=device)
+    return seen.vectors
 
 
 def _adapt(
-    recipe: Recipe, tokenizer: Tokenizer, domains: Mapping[str, Domain], vectors: Mapping[str, Floats]
+    recipe: Recipe,
+    stage: Stage,
+    tokenizer: Tokenizer,
+    seen: Mapping[str, TokenizerDomain],
+    curves: dict[str, JSON],
 ) -> dict[str, Tokenizer]:
-    """A tokenizer for each domain of ``tokenize.adapt``; those with new experts have different ones."""
+    """A tokenizer for each domain of ``tokenize.adapt``; those with new experts have different ones.
+
+    Fine-tuning adds its curves to `curves`, below ``adapted``.
+    """
     found: dict[str, Tokenizer] = {}
     expert: int | None = None
+    own: Tokenizer
     for name, method in recipe.tokenize.adapt.items():
-        assert isinstance(tokenizer, LatentTokenizer)
-        own = adapt(
-            tokenizer, _seen(domains[name], vectors[name]), method, seed=recipe.seeds[0], expert=expert
-        )
-        grown = [new for new, old in zip(own.space.sizes, tokenizer.space.sizes, strict=True) if new > old]
-        expert = max(grown, default=expert)  # the first number that is free after this one
+        if isinstance(tokenizer, ContentTokenizer):
+            own, learned = tokenizer.fine_tune(
+                seen[name],
+                method,
+                seed=recipe.seeds[0],
+                device=resolve_device(recipe.device),
+                partial=stage.partial / name,
+            )
+            curves.setdefault("adapted", {})[name] = dict(learned)
+        else:
+            assert isinstance(tokenizer, LatentTokenizer)
+            own = adapt(tokenizer, seen[name], method, seed=recipe.seeds[0], expert=expert)
+            sizes = zip(own.space.sizes, tokenizer.space.sizes, strict=True)
+            grown = [new for new, old in sizes if new > old]
+            expert = max(grown, default=expert)  # the first number that is free after this one
         found[name] = own
         say(f"tokenize {name}: tokenizer adapted ({method})")
     return found
 
 
-def _seen(domain: Domain, vectors: Floats) -> TokenizerDomain:
-    return TokenizerDomain(domain.name, vectors, domain.sequences.training, domain.split_id)
+def _seen(domain: Domain, vectors: Floats, content: Sequence[ItemContent] | None) -> TokenizerDomain:
+    return TokenizerDomain(domain.name, vectors, domain.sequences.training, domain.split_id, content)
 
 
 def _save(folder: Path, tokenizer: Tokenizer | None, adapted: Mapping[str, Tokenizer]) -> list[str]:

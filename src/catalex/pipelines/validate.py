@@ -9,10 +9,25 @@ from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.workspace import resolve_device
 from catalex.recommenders import RECOMMENDERS, make_recommender
 from catalex.recommenders.generative import Generative
-from catalex.tokenizers import TOKENIZERS, CodeSpace, LatentTokenizer, Tokenizer, make_tokenizer
+from catalex.tokenizers import (
+    TOKENIZERS,
+    CodeSpace,
+    ContentTokenizer,
+    LatentTokenizer,
+    Tokenizer,
+    make_tokenizer,
+)
 from catalex.tokenizers.conflicts import space_after
 from catalex.tokenizers.experts import Routed
 from catalex.tokenizers.published import PublishedOptions, read_rows
+
+ABLE: dict[str, type] = {
+    "rotate": LatentTokenizer,
+    "grow": Routed,
+    "projection": ContentTokenizer,
+    "full": ContentTokenizer,
+}
+"""What a tokenizer must be for each method of adaptation."""
 
 
 def validate_blocks(recipe: Recipe, *, with_data: bool = True) -> None:
@@ -75,11 +90,15 @@ def check_adaptable(recipe: Recipe, tokenizer: Tokenizer) -> None:
         CatalexError: When the recipe adapts a tokenizer without latent vectors, or grows one without experts.
     """
     for domain, method in recipe.tokenize.adapt.items():
-        needed: type = Routed if method == "grow" else LatentTokenizer
+        needed: type = ABLE[method]
         if not isinstance(tokenizer, needed):
+            latent = [key for key, kind in TOKENIZERS.items() if issubclass(kind, LatentTokenizer)]
+            trained = [key for key, kind in TOKENIZERS.items() if issubclass(kind, ContentTokenizer)]
             able = {
-                "rotate": [key for key, kind in TOKENIZERS.items() if issubclass(kind, LatentTokenizer)],
+                "rotate": latent,
                 "grow": [key for key, kind in TOKENIZERS.items() if hasattr(kind, "expert_position")],
+                "projection": trained,
+                "full": trained,
             }
             raise user_error(
                 f"this tokenizer cannot be adapted by {method!r}",

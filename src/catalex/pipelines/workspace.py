@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from catalex import processes
 from catalex.artifacts import Stage, outputs_of, read_json, write_json
 from catalex.data.domain import Domain
 from catalex.errors import CatalexError, user_error
@@ -129,36 +130,67 @@ def resolve_device(name: str) -> str:
     """ "cpu" or "cuda".
 
     Raises:
-        CatalexError: When the device does not exist here.
+        CatalexError: When the device does not exist here, or there are fewer GPUs than processes.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise user_error("unknown device", place="device", value=name, allowed="auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise user_error("there is no CUDA device here", place="device", value=name, remedy="set device: cpu")
+    if name == "cuda" and processes.count() > 1:
+        own = processes.local_index()
+        if own >= torch.cuda.device_count():
+            raise user_error(
+                "there are fewer CUDA devices than processes",
+                place="device",
+                value=torch.cuda.device_count(),
+                remedy="start one process a device, or set device: cpu",
+            )
+        torch.cuda.set_device(own)  # "cuda" is this process's own device from now on
     return name
 
 
 @contextmanager
-def running(stage: Stage, title: str) -> Iterator[bool]:
-    """Whether the stage has to run; says so, and records its seconds (not part of its outputs' hashes)."""
+def running(stage: Stage, title: str, *, together: bool = False) -> Iterator[bool]:
+    """Whether the stage has to run; says so, and records its seconds (not part of its outputs' hashes).
+
+    Of several processes the main one decides. It works alone, while the others are told that there is nothing
+    to do and wait for the outputs.
+
+    Args:
+        together: There is training inside, in which all processes take part: all are told to run. What comes
+            after the training is for the main process; the others may leave the block early.
+    """
+    if not processes.decided(lambda: _begun(stage, title, together)):
+        yield False
+        return
+    with processes.led(together=together) as works:
+        if not processes.is_main():
+            yield works
+            return
+        began = time.monotonic()
+        try:
+            yield True
+        except BaseException as error:  # refused input leaves an earlier result as good as it was
+            stage.give_up(restore=isinstance(error, CatalexError))
+            raise
+        timing = stage.folder / "timing.json"
+        earlier = read_json(timing).get("seconds_by_run", []) if timing.is_file() else []
+        write_json(timing, {"seconds_by_run": [*earlier, round(time.monotonic() - began, 3)]})
+
+
+def _begun(stage: Stage, title: str, together: bool) -> bool:
+    """Begin the stage unless it is done."""
     if stage.done:
         stage.tidy()
         say(f"{title}: unchanged, skipped")
-        yield False
-        return
+        return False
     say(f"{title}: running")
     stage.begin()
-    began = time.monotonic()
-    try:
-        yield True
-    except BaseException as error:  # refused input leaves an earlier result as good as it was
-        stage.give_up(restore=isinstance(error, CatalexError))
-        raise
-    timing = stage.folder / "timing.json"
-    earlier = read_json(timing).get("seconds_by_run", []) if timing.is_file() else []
-    write_json(timing, {"seconds_by_run": [*earlier, round(time.monotonic() - began, 3)]})
+    if together and processes.count() > 1:
+        stage.partial  # noqa: B018 - looked at here first, it changes no more when the others look
+    return True
 
 
 def seconds_of(folder: Path) -> float | None:

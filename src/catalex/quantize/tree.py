@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from catalex.quantize.distances import in_blocks, nearest, squared_distances
 from catalex.quantize.kmeans import kmeans
+from catalex.quantize.procrustes import Motion, rotate_onto
 from catalex.quantize.vq import Reduction, straight_through
 
 Residual = Literal["prefix", "quantized", "none"]
@@ -42,6 +43,10 @@ def prefix_residual(h: Tensor) -> Tensor:
 def inverse_prefix_residual(q: Tensor) -> Tensor:
     """``(..., L, d)`` running sum over the levels, the inverse of `prefix_residual`."""
     return q.cumsum(-2)
+
+
+RIDGE = 1e-2
+"""Pull of W towards where it was in `TreeCodebooks.turn_onto`, as a share of the codes' mean square."""
 
 
 class TreeQuantized(NamedTuple):
@@ -248,6 +253,52 @@ class TreeCodebooks(nn.Module):
                 book = self.book(own[0])
                 book.place(_start(rest, len(book.base), seed + group))
 
+    @torch.no_grad()
+    def turn_onto(
+        self, h: Tensor, seed: int, sample: int = 4096, rounds: int = 20, settle: int = 10
+    ) -> Tensor | None:
+        """Turn every W so that the codes come to lie where the residuals of another domain are (ours).
+
+        C stays as it is, so the codes keep their places among one another. By `rotate_onto`: assignment,
+        shared
+        out evenly, alternates with the orthogonal W that brings codes and residuals together; levels that
+        share
+        a codebook share its turn. A translation cannot be expressed by C W and is returned instead.
+
+        Args:
+            h: ``(N, L, d_c)`` vectors of the domain.
+            seed: Draws the items it is fitted on.
+            sample: Largest number of them.
+            rounds: Largest number of rounds of the turn.
+            settle: Rounds of least squares.
+
+        Returns:
+            ``(L, d_c)`` to be added to h'; None, and nothing is turned, where codes are no products C W or a
+            level's residual depends on the codes before it.
+        """
+        if self.residual == "quantized" or any(
+            isinstance(book, ProjectedCodebook) and book.projection is None for book in self.books
+        ):
+            return None
+        drawn = torch.randperm(len(h), generator=torch.Generator().manual_seed(seed))[:sample].sort().values
+        rests = self._walk(h.float()[drawn.to(h.device)], self._tables())[1].cpu()
+        means = rests.double().mean(0).float()
+        shifts = torch.zeros(self.levels, self.width)
+        for group in range(len(self.books)):
+            levels = self._levels_of(group)
+            book = self.book(levels[0])
+            table = book().cpu()
+            start = Motion(torch.zeros(self.width), torch.eye(self.width), table.mean(0))
+            centred = (rests[:, levels] - means[levels]).flatten(0, 1)
+            motion = rotate_onto(centred, [table], start, rounds=rounds).motion
+            assert book.projection is not None
+            shifts[levels] = motion.target @ motion.rotation.T - means[levels]
+            turned = book.projection.detach().cpu() @ motion.rotation.T
+            moved = (rests[:, levels] + shifts[levels]).flatten(0, 1)
+            settled = _settle(moved, book.base.detach().cpu(), turned, settle)
+            book.projection.copy_(settled.to(book.projection))
+        return shifts if self.residual == "none" else shifts.cumsum(0)
+
     def freeze_bases(self, frozen: bool = True) -> None:
         """Exclude all C from learning (UTGRec's fine-tuning, where only W adapts), or include them again."""
         for level in range(self.levels):
@@ -337,6 +388,21 @@ def _start(vectors: Tensor, size: int, seed: int) -> Tensor:
     copies = vectors[torch.arange(len(vectors), size, device=vectors.device) % len(vectors)]
     noise = torch.randn(copies.shape, generator=torch.Generator().manual_seed(seed)) * 0.1 / width**0.5
     return torch.cat([vectors, copies + noise.to(vectors)])
+
+
+def _settle(vectors: Tensor, base: Tensor, projection: Tensor, rounds: int) -> Tensor:
+    """W ``(d, d)`` after rounds of nearest codes and least squares ``|v - c W|^2`` over vectors ``(N, d)``, C
+    ``(K, d)`` as it is: Lloyd's iteration, as far as one linear map can follow it."""
+    c, w, identity = base.double(), projection.double(), torch.eye(len(projection), dtype=torch.float64)
+    for _ in range(rounds):
+        chosen = nearest(vectors, (c @ w).float())
+        counts = torch.bincount(chosen, minlength=len(c)).double()
+        sums = torch.zeros(len(c), vectors.shape[1], dtype=torch.float64)
+        sums.index_add_(0, chosen, vectors.double())
+        gram = c.T @ (counts[:, None] * c)
+        pull = RIDGE * gram.diagonal().mean() * identity  # directions that no chosen code has stay
+        w = torch.linalg.solve(gram + pull, c.T @ sums + pull @ w)
+    return w.float()
 
 
 def _used(codes: Tensor, size: int) -> Tensor:

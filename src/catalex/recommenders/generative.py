@@ -21,12 +21,13 @@ from catalex.decoding.beam import beam_search
 from catalex.decoding.trie import Trie
 from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
-from catalex.models.t5 import T5, T5Options
+from catalex.models.t5 import IGNORE, T5, T5Options
 from catalex.models.t5_folder import load_state_from_transformers, load_t5, save_t5
 from catalex.options import Options, Positive
 from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
 from catalex.tokenizers.base import CodeSpace
 from catalex.tokenizers.vocabulary import Vocabulary
+from catalex.training.distributed import global_mean, process_count
 from catalex.training.examples import PrefixExamples, TokenTable
 from catalex.training.loop import Batch, TrainingOptions, train
 from catalex.training.optim import Schedule
@@ -259,7 +260,10 @@ class Generative(Recommender):
 
 def _loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     assert isinstance(model, T5)
-    return model.loss(batch["tokens"], batch["labels"])
+    tokens, labels = batch["tokens"], batch["labels"]
+    if process_count() == 1:
+        return model.loss(tokens, labels)
+    return global_mean(model.loss(tokens, labels, "sum"), (labels != IGNORE).sum())
 
 
 def _subset(domain: RecommenderDomain, count: int | None, seed: int) -> Cases:

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from catalex.models.sasrec import SASRecModel
 from catalex.options import Options, Positive
 from catalex.recommenders.base import ABSENT, Ranking, RecommenderDomain, ScoringRecommender
 from catalex.recommenders.popularity import CONFIG_FILE, MODEL_FILE, only_domain
+from catalex.training.distributed import global_mean, process_count
 from catalex.training.loop import Batch, TrainingOptions, train
 from catalex.training.seeds import generator, seed_torch
 from catalex.types import JSON, Floats, Ints
@@ -280,7 +280,7 @@ class WindowPlan:
     def __init__(self, windows: Windows, batch_size: int, random: np.random.Generator, device: str) -> None:
         self.windows, self.batch_size, self.device = windows, batch_size, device
         self.order = random.permutation(len(windows))
-        self.list_positions = PartialState().num_processes == 1
+        self.list_positions = process_count() == 1
 
     def __len__(self) -> int:
         return -(-len(self.windows) // self.batch_size)
@@ -302,7 +302,10 @@ class WindowPlan:
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
     assert isinstance(model, SASRecModel)
-    return model.loss(batch["histories"], batch["targets"], batch.get("positions"))
+    histories, targets = batch["histories"], batch["targets"]
+    if process_count() == 1:
+        return model.loss(histories, targets, batch.get("positions"))
+    return global_mean(model.loss(histories, targets, reduction="sum"), (targets >= 0).sum())
 
 
 def _sample(cases: Cases, count: int, seed: int) -> Cases:

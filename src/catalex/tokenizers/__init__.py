@@ -12,13 +12,26 @@ from typing import Any
 from catalex.artifacts import hash_array, hash_json
 from catalex.errors import lookup, user_error
 from catalex.tokenizers.adapt import AdaptedTokenizer
-from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, Tokenizer, TokenizerDomain
+from catalex.tokenizers.base import (
+    CodeSpace,
+    ContentTokenizer,
+    LatentTokenizer,
+    ResidualPart,
+    Tokenizer,
+    TokenizerDomain,
+)
 from catalex.tokenizers.folder import read_config
 from catalex.tokenizers.rqkmeans import RQKMeans
 from catalex.tokenizers.rqvae import RQVAE
 from catalex.tokenizers.unitok import UniTok
+from catalex.tokenizers.utgrec import UTGRec
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"rqkmeans": RQKMeans, "rqvae": RQVAE, "unitok": UniTok}
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "rqkmeans": RQKMeans,
+    "rqvae": RQVAE,
+    "unitok": UniTok,
+    "utgrec": UTGRec,
+}
 """Every tokenizer by its name in recipes."""
 
 
@@ -71,6 +84,7 @@ def fit_hash(settings: Mapping[str, Any], domains: Sequence[TokenizerDomain], se
 __all__ = [
     "TOKENIZERS",
     "CodeSpace",
+    "ContentTokenizer",
     "LatentTokenizer",
     "ResidualPart",
     "Tokenizer",

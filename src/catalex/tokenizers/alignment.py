@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from catalex.tokenizers.distributed import gather_with_gradient, global_mean, process_index, row_counts
+from catalex.training.distributed import gather_with_gradient, global_mean, process_index, row_counts
 
 
 def alignment_loss(

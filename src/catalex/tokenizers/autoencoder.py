@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from catalex.errors import user_error
 from catalex.quantize import in_blocks
 from catalex.tokenizers.base import LatentTokenizer
-from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
+from catalex.tokenizers.folder import WEIGHTS_FILE, Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.normalise import Normaliser
 from catalex.tokenizers.training_set import check_vectors
 from catalex.types import Floats
@@ -67,7 +67,8 @@ class AutoencoderTokenizer(LatentTokenizer, Generic[N]):
         network, normaliser = self._trained()
         assert self.training is not None
         arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-        write_tokenizer(folder, self.name, self.options, self.training, arrays | normaliser.arrays())
+        arrays |= normaliser.arrays() | self._more_arrays()
+        write_tokenizer(folder, self.name, self.options, self.training, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -80,7 +81,15 @@ class AutoencoderTokenizer(LatentTokenizer, Generic[N]):
         network = tokenizer._build(tokenizer.normaliser.width, seed=0)
         network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in network.state_dict()})
         tokenizer.network = network.eval()
+        tokenizer._take_more(arrays, folder / WEIGHTS_FILE)
         return tokenizer
+
+    def _more_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """What a method saves beside the weights and the normaliser."""
+        return {}
+
+    def _take_more(self, arrays: Mapping[str, np.ndarray[Any, Any]], place: Path) -> None:
+        """Take `_more_arrays` back from the arrays of the file at `place`."""
 
     def _trained(self) -> tuple[N, Normaliser]:
         if self.network is None or self.normaliser is None:

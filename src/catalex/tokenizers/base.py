@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from catalex.data.histories import Histories
+from catalex.features.base import ItemContent
 from catalex.options import Options
 from catalex.types import JSON, Codes, Floats
 
@@ -24,12 +25,15 @@ class TokenizerDomain:
         vectors: ``(N, D)`` content vectors of the whole catalogue.
         training: Training histories, for tokenizers that use co-occurrence.
         split_id: The split those histories belong to.
+        content: Text and image of the N items, for tokenizers that read them (`ContentTokenizer`); images are
+            fetched when an item is asked for.
     """
 
     name: str
     vectors: Floats
     training: Histories
     split_id: str
+    content: Sequence[ItemContent] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,43 @@ class Tokenizer(ABC):
         Raises:
             CatalexError: When a file is missing, damaged or of another version.
         """
+
+
+class ContentTokenizer(Tokenizer):
+    """A tokenizer with an encoder of its own, trained from raw content (UTGRec).
+
+    `represent` takes the place of content vectors: its rows are what `encode` and `distances` read and what
+    `decode` gives back. Of several processes all call `fit` and `fine_tune`, which share the training among
+    them; other tokenizers are fitted by the main process alone.
+    """
+
+    @property
+    @abstractmethod
+    def reads_images(self) -> bool:
+        """Whether `ItemContent.image` has to be filled in."""
+
+    @abstractmethod
+    def represent(self, content: Sequence[ItemContent], vectors: Floats, *, name: str, device: str) -> Floats:
+        """Rows ``(N, D')`` for items, to be quantized.
+
+        Args:
+            content: Text and image of each item.
+            vectors: ``(N, D)`` frozen content vectors of the same items, for encoders that start from them.
+            name: Name of the domain, for progress.
+            device: "cpu" or "cuda".
+        """
+
+    @abstractmethod
+    def fine_tune(
+        self,
+        domain: TokenizerDomain,
+        method: str,
+        *,
+        seed: int,
+        device: str,
+        partial: Path | None = None,
+    ) -> tuple[Self, Mapping[str, JSON]]:
+        """A tokenizer for one domain, trained on from this one, which stays as it is; and its curves."""
 
 
 @dataclass(frozen=True)

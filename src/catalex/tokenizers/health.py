@@ -45,6 +45,8 @@ class TokenizedDomain:
         validation: Validation cases.
         tokenizer: The tokenizer of this domain alone, when the common one was adapted to it; None asks the
             common one.
+        read: ``(N, D')`` rows that the tokenizer quantized, where its own encoder made them from the content;
+            None where they are `vectors`.
     """
 
     name: str
@@ -55,6 +57,12 @@ class TokenizedDomain:
     training: Histories
     validation: Cases
     tokenizer: Tokenizer | None = None
+    read: Floats | None = None
+
+    @property
+    def quantized(self) -> Floats:
+        """What the codes stand for."""
+        return self.vectors if self.read is None else self.read
 
 
 def health(
@@ -80,7 +88,8 @@ def health(
         neighbours kept, null where a domain has no such value; ``sharing``: by pair of domains the
         Jensen-Shannon divergence of each level's usage and the share of identifiers that occur in the other
         domain too; ``information``: see `information.spread`, null without latent vectors; ``experts``: see
-        `experts.domain_expert_facts`, null for a tokenizer without experts.
+        `experts.domain_expert_facts`, over the domains whose experts are known, null for a tokenizer without
+        experts.
 
     Raises:
         ValueError: When there is neither a tokenizer nor a `space`.
@@ -91,18 +100,14 @@ def health(
         domain.name: domain_health(tokenizer, domain, seed, space=levels, size=size) for domain in domains
     }
     measured = {name: row["information"] for name, row in reports.items() if row["information"]}
-    routed = tokenizer if isinstance(tokenizer, Routed) else None
     items = {domain.name: len(domain.codes_before) for domain in domains}
+    chosen = {name: np.array(row["experts"]["shares"]) for name, row in reports.items() if row["experts"]}
     return {
         "domains": reports,
         "balance": _balance(list(reports.values())),
         "sharing": {f"{a.name} | {b.name}": _sharing(levels, a, b) for a, b in combinations(domains, 2)},
         "information": spread(measured) if measured else None,
-        "experts": domain_expert_facts(
-            {d.name: expert_shares(d.codes_before, routed, levels) for d in domains}, items
-        )
-        if routed
-        else None,
+        "experts": domain_expert_facts(chosen, items) if isinstance(tokenizer, Routed) else None,
     }
 
 
@@ -148,7 +153,7 @@ def domain_health(
         "empty_levels": empty_levels(before, space, order, domain.vectors, _expert_levels(routed, space)),
         "constant_levels": constant_levels(before),
         "pooled": _pooled(before, space),
-        "error": None if decoded is None else relative_error(domain.vectors, decoded),
+        "error": None if decoded is None else relative_error(domain.quantized, decoded),
         "neighbours": {
             "prefix_before": kept_by_prefix(truth, before, queries),
             "prefix": kept,
@@ -182,7 +187,7 @@ def _space(
 
 def _expert_levels(routed: Routed | None, space: CodeSpace) -> tuple[int, ...]:
     """Positions of experts' codes: the named one and those that share its range of tokens (top-N routing)."""
-    if routed is None:
+    if routed is None or routed.expert_position is None:
         return ()
     owner = space.groups[routed.expert_position]
     return tuple(level for level, group in enumerate(space.groups) if group == owner)
@@ -190,9 +195,11 @@ def _expert_levels(routed: Routed | None, space: CodeSpace) -> tuple[int, ...]:
 
 def _experts(
     routed: Routed, judge: Tokenizer | None, domain: TokenizedDomain, space: CodeSpace
-) -> dict[str, JSON]:
+) -> dict[str, JSON] | None:
+    """None for an adapted domain whose identifiers name no expert: its codebooks are those of no expert."""
     gates = judge.routing(domain.vectors) if isinstance(judge, Routed) else None
-    return expert_facts(expert_shares(domain.codes_before, routed, space), gates)
+    chosen = expert_shares(domain.codes_before, gates, routed, space)
+    return None if chosen is None else expert_facts(chosen, gates)
 
 
 def _as_chosen(codes: Codes, order: Sequence[int]) -> Codes:
@@ -213,12 +220,14 @@ def _collisions(codes: Codes) -> list[JSON]:
 
 
 def _pooled(codes: Codes, space: CodeSpace) -> dict[str, JSON]:
-    """Use of every codebook that several levels share, over those levels together."""
+    """Use of every codebook that several levels share, over those levels (from 1) together."""
     found: dict[str, JSON] = {}
     for group in sorted(set(space.groups)):
         levels = [level for level, owner in enumerate(space.groups) if owner == group]
         if len(levels) > 1:
-            found[str(group)] = asdict(use.usage(use.shares(codes[:, levels], space.sizes[levels[0]])))
+            size = space.sizes[levels[0]]
+            used = asdict(use.usage(use.shares(codes[:, levels], size)))
+            found[str(group)] = {"levels": [level + 1 for level in levels], "size": size, **used}
     return found
 
 

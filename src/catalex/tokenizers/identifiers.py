@@ -97,7 +97,9 @@ class IdentifierTable:
         columns = zip((owners, items, codes, versions), SCHEMA.types, strict=True)
         space = {"sizes": list(self.space.sizes), "groups": list(self.space.groups), "unique": self.unique}
         schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(space).encode()})
-        write_parquet(path, pa.Table.from_arrays([pa.array(*column) for column in columns], schema=schema))
+        write_parquet(
+            path, pa.Table.from_arrays([pa.array(values, kind) for values, kind in columns], schema=schema)
+        )
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -16,12 +16,13 @@ from catalex.types import Floats
 Balance = Literal["proportional", "equal"]
 
 
-def check_domains(domains: Sequence[TokenizerDomain], needed: int) -> int:
+def check_domains(domains: Sequence[TokenizerDomain], needed: int, option: str = "codebook_size") -> int:
     """Refuse domains that no tokenizer can learn from; return the common width D.
 
     Args:
         domains: What `Tokenizer.fit` was given.
         needed: Vectors that the largest codebook needs, over all domains together.
+        option: The option that sets its size, for the message.
 
     Raises:
         CatalexError: No domain, an empty domain, different widths, NaN or infinite values, too few vectors.
@@ -47,7 +48,7 @@ def check_domains(domains: Sequence[TokenizerDomain], needed: int) -> int:
             place=f"domains {', '.join(domain.name for domain in domains)}",
             value=total,
             allowed=f"at least {needed} items",
-            remedy=f"set codebook_size to at most {total} or add items",
+            remedy=f"set {option} to at most {total} or add items",
         )
     return width
 

@@ -3,6 +3,8 @@
 Whatever is random at step s is seeded from (seed, s), and whatever has been summed is in the checkpoint. A
 killed run therefore ends, after resuming, at the bits of an uninterrupted one (on one device with one thread
 count).
+
+With several processes each takes its rows of every batch, and gradients are averaged over processes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from catalex.errors import user_error
 from catalex.options import Options, Positive
 from catalex.progress import Track, say
 from catalex.training.checkpoint import load_checkpoint, save_checkpoint
+from catalex.training.distributed import average_gradients, meet, same_everywhere, share
 from catalex.training.optim import Schedule, adamw, learning_rate, set_learning_rate
 from catalex.training.seeds import deterministic, seed_torch
 
@@ -96,16 +98,27 @@ def train(
 
     Args:
         plan: Gives the batches of an epoch 0, 1, ..; must depend on the epoch alone.
-        loss: Mean loss of a batch, to be minimised; no host synchronisation inside.
-        validate: Metric to be maximised (NDCG@10), called with the model in evaluation mode.
-        partial: Folder for checkpoints, or None to keep none.
+        loss: Mean loss of a batch, to be minimised; no host synchronisation inside. Several processes call it
+            with their rows each; where these may count unequally, or not at all, it is the joint mean by
+            `distributed.global_mean`.
+        validate: Metric to be maximised (NDCG@10), called with the model in evaluation mode, in the main
+            process alone.
+        partial: Folder for checkpoints, or None to keep none; the main process writes them.
         name: Shown beside the progress.
 
     Raises:
-        CatalexError: When the loss stops being a number.
+        CatalexError: When the loss stops being a number, or a batch has fewer rows than there are processes.
     """
     processes = PartialState(cpu=not device.startswith("cuda"))
+    if options.batch_size < processes.num_processes:
+        raise user_error(
+            "there are more processes than examples in a batch",
+            place=name,
+            value=options.batch_size,
+            remedy="start fewer processes, or raise batch_size",
+        )
     model.to(device)
+    same_everywhere(model.state_dict().values())
     optimizer = adamw(model, options.learning_rate, options.weight_decay, device)
     report, epoch, begin, total, best = TrainingReport(), 0, 0, 0.0, None
     restored = load_checkpoint(partial, model, optimizer) if partial is not None else None
@@ -114,6 +127,7 @@ def train(
         report = TrainingReport(**state["report"])
         epoch, begin, total = state["epoch"], state["begin"], state["total"]
         say(f"{name}: resuming at epoch {epoch + 1}, step {report.steps}")
+    meet(device)  # nobody replaces the checkpoint while another reads it
     step = _make_step(model, loss, optimizer, options, device, processes)
     loss_sum = torch.tensor(total, dtype=torch.float64, device=device)
     first = plan(epoch) if epoch < options.epochs else plan(0)
@@ -161,7 +175,7 @@ def train(
             epoch, begin = epoch + 1, 0
             loss_sum.zero_()
             if epoch % options.evaluate_every == 0 or epoch == options.epochs:
-                metric = _validated(model, validate)
+                metric = _validated(model, validate, processes, device)
                 report.curves["epoch"].append(epoch)
                 report.curves["loss"].append(mean)
                 report.curves["valid_ndcg@10"].append(metric)
@@ -186,17 +200,25 @@ def _exhausted(report: TrainingReport, options: TrainingOptions) -> bool:
     return report.best_epoch > 0 and len(since_best) >= options.patience
 
 
-def _validated(model: nn.Module, validate: Callable[[nn.Module], float]) -> float:
+def _validated(
+    model: nn.Module, validate: Callable[[nn.Module], float], processes: PartialState, device: str
+) -> float:
+    """The main process's metric, on every process: all stop at the same epoch."""
     model.eval()
     with torch.no_grad():
-        return validate(model)
+        metric = validate(model) if processes.is_main_process else 0.0
+    if processes.num_processes == 1:
+        return metric
+    told = torch.tensor(metric, dtype=torch.float64, device=device)
+    same_everywhere([told])
+    return float(told)
 
 
 def _share(batch: Batch, processes: PartialState) -> Batch:
     """This process's rows of a batch."""
     if processes.num_processes == 1:
         return batch
-    return {key: value[processes.process_index :: processes.num_processes] for key, value in batch.items()}
+    return {key: share(value, processes) for key, value in batch.items()}
 
 
 # --- steps --------------------------------------------------------------------------------------------------
@@ -219,10 +241,7 @@ def _make_step(
         with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=bf16):
             value = loss(model, batch)
         value.backward()
-        if processes.num_processes > 1:
-            for parameter in model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad = reduce(parameter.grad, reduction="mean")
+        average_gradients(model)
         if options.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm, foreach=True)
         optimizer.step()

@@ -58,11 +58,11 @@ def test_options_that_rule_adaptation_out_are_refused_before_training(tmp_path: 
             with_data=False,
         )
     several = {"name": "unitok", "experts": 3, "routed": 2}
+    grown = {"pretrain": pretrain, "tokenize": {"adapt": {"games": "grow"}}}
     with pytest.raises(CatalexError, match=r"tokenizer\.routed: .*\(found 2; allowed: 1\)"):
-        validate_blocks(
-            recipe(tmp_path, tokenizer=several, pretrain=pretrain, tokenize={"adapt": {"games": "grow"}}),
-            with_data=False,
-        )
+        validate_blocks(recipe(tmp_path, tokenizer=several, **grown), with_data=False)
+    unnamed = {**several, "expert_token": "none"}
+    validate_blocks(recipe(tmp_path, tokenizer=unnamed, **grown), with_data=False)
 
 
 def test_the_options_of_the_recommender_are_still_checked(tmp_path: Path) -> None:

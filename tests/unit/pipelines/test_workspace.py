@@ -48,6 +48,23 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_device("tpu")
 
 
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert resolve_device("cuda") == "cuda"
+    assert chosen == []  # one process takes the device that is the current one
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert resolve_device("auto") == "cuda"
+    assert chosen == [1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert resolve_device("cpu") == "cpu"
+    with pytest.raises(CatalexError, match=r"fewer CUDA devices than processes \(found 2\).*device: cpu"):
+        resolve_device("auto")
+
+
 def test_a_done_stage_is_skipped_and_a_run_one_is_timed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -154,52 +156,72 @@ def test_schedules() -> None:
 
 
 SCRIPT = """
+import os
 import torch
 from accelerate import PartialState
 from torch import nn
+from catalex.training.distributed import global_mean, process_count, process_index
 from catalex.training.loop import TrainingOptions, train
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.always, self.sometimes = nn.Linear(3, 1), nn.Linear(3, 1)
+    def forward(self, x):
+        return self.always(x).squeeze(1)
 torch.manual_seed(0)
-model = nn.Linear(3, 1)
-x = torch.randn(4, 8, 3)
+model = Model()
+if os.environ.get("RANK") == "1":  # they have not met yet
+    model.always.weight.data += 1.0
+x = torch.randn(4, 7, 3)
+x[:, 1::2] -= 9.0  # of two processes the first alone has rows that go through `sometimes`
+seen = []
 class Plan:
     def __len__(self): return 4
     def __getitem__(self, i):
         if i == 4: raise IndexError
         return {"x": x[i]}
-train(model, plan=lambda e: Plan(), loss=lambda m, b: (m(b["x"]).squeeze(1) - b["x"].sum(1)).square().mean(),
-      validate=lambda m: 0.0, options=TrainingOptions(epochs=3, batch_size=8, learning_rate=0.05),
-      seed=0, device="cpu", partial=None, name="two")
-if PartialState().is_main_process:
-    print("WEIGHTS", " ".join(f"{v:.6f}" for p in model.parameters() for v in p.flatten().tolist()))
+def loss(m, b):
+    x = b["x"]
+    mean = global_mean((m(x) - x.sum(1)).square().sum(), len(x))
+    near = x[:, 0] > -4.0
+    if bool(near.any()):
+        mean = mean + m.sometimes(x[near]).square().sum() * process_count() / 28
+    return mean
+def validate(m):
+    seen.append(0)
+    return float(len(seen) == 2)
+report = train(model, plan=lambda e: Plan(), loss=loss, validate=validate, seed=0, device="cpu", partial=None,
+               options=TrainingOptions(epochs=5, batch_size=7, learning_rate=0.05, patience=2), name="two")
+assert len(report.curves["epoch"]) == 4 and report.best_epoch == 2
+assert len(seen) == (0 if process_index() else 4)
+weights = " ".join(f"{v:.6f}" for p in model.parameters() for v in p.flatten().tolist())
+print(f"PROCESSES {process_count()}\\nWEIGHTS{process_index()} {weights}")
 PartialState().destroy_process_group()
 """
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Although shares differ in length and one parameter is used by the first process alone, where they start
+    from other weights, and where only the main process has metrics."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
 
-    def weights_of(*launcher: str) -> list[float]:
-        done = subprocess.run(
-            [sys.executable, *launcher, str(script)], capture_output=True, text=True, timeout=240, check=False
-        )
-        line = next((line for line in done.stdout.splitlines() if line.startswith("WEIGHTS")), None)
-        assert line is not None, done.stderr[-2000:]
-        return [float(value) for value in line.split()[1:]]
+    def weights_in(printed: str, count: int) -> list[list[float]]:
+        assert printed.count(f"PROCESSES {count}") == count
+        lines = [line.split() for line in printed.splitlines() if line.startswith("WEIGHTS")]
+        return [[float(value) for value in line[1:]] for line in lines]
 
-    together = weights_of(
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "29611",
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
     )
-    assert together == pytest.approx(weights_of(), abs=1e-5)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = weights_in(done.stdout, 2)
+    assert first == second
+    runpy.run_path(str(script))
+    assert first == pytest.approx(weights_in(capsys.readouterr().out, 1)[0], abs=1e-5)

@@ -48,7 +48,7 @@ def process_index() -> int:
 def share(rows: Rows, processes: Processes | None = None) -> Rows:
     """The rows of a global batch ``(B, ..)`` that this process takes: every P-th, beginning at its number.
 
-    Strided, as in `catalex.training`, so that shares differ by one row at most and every row is in exactly
+    Strided, so that shares differ by one row at most and every row is in exactly
     one share. With fewer rows than processes some shares are empty, and losses are still exact.
 
     Args:
@@ -136,6 +136,24 @@ def global_mean(total: Tensor, count: Tensor | float) -> Tensor:
 
 _TINY = 1e-30
 """Keeps a division by zero out of the branch that is not taken, where it would make the gradient NaN."""
+
+
+@torch.no_grad()
+def same_everywhere(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors by those of the first process, in place: rounding may differ between machines."""
+    if process_count() > 1:
+        for tensor in tensors:
+            whole = tensor.contiguous()
+            dist.broadcast(whole, src=0)
+            tensor.copy_(whole)
+
+
+def meet(device: str | torch.device) -> None:
+    """Wait until every process is here."""
+    if process_count() > 1:
+        dist.all_reduce(torch.zeros(1, device=device))
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from catalex.tokenizers import distributed
 from catalex.tokenizers.alignment import alignment_loss
-from catalex.tokenizers.distributed import (
+from catalex.training import distributed
+from catalex.training.distributed import (
     average_gradients,
     gather_with_gradient,
     global_mean,
