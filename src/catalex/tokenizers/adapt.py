@@ -24,7 +24,8 @@ from catalex.options import Options
 from catalex.quantize import in_blocks, kmeans, nearest, reconstruct, residual_distances, residual_encode
 from catalex.quantize.balanced import balanced_codebook
 from catalex.quantize.procrustes import Motion, refine, rotate_onto
-from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
+from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, Tokenizer, TokenizerDomain
+from catalex.tokenizers.experts import Routed
 from catalex.tokenizers.folder import WEIGHTS_FILE, Training, read_tokenizer, weights_hash, write_tokenizer
 from catalex.tokenizers.training_set import check_domains, check_vectors
 from catalex.types import JSON, Codes, Floats
@@ -96,7 +97,7 @@ class AdaptedTokenizer(LatentTokenizer):
 
     @property
     def space(self) -> CodeSpace:
-        """That of the frozen tokenizer; "grow" adds codes at the expert's position."""
+        """That of the frozen tokenizer; "grow" adds codes at the expert's position, if it has one."""
         return CodeSpace(self.options.sizes, self.base.space.groups)
 
     @property
@@ -233,10 +234,12 @@ def adapt(
         options: Settings; the defaults if None.
         expert: grow: number of the new expert; None takes the first free one. Domains that are grown one
             after the other from one frozen tokenizer, and go into one recommender, need different numbers.
+            Where identifiers name no expert there are no numbers, and the space stays as it is.
 
     Raises:
         CatalexError: Unknown method; no items, vectors with NaN or of another width; "grow" without experts,
-            with too few items, or with the number of an expert that exists.
+            with too few items, with the number of an expert that exists, or with a number where none is
+            written.
     """
     lookup(METHODS, method, "method of adaptation")
     options = options if options is not None else AdaptOptions.parse({}, "adapt")
@@ -247,9 +250,10 @@ def adapt(
     if method == "rotate":
         motion, codebooks = _rotate(latents, part.codebooks, options, seed)
     else:
-        position = _expert_position(part)
-        fixed[position] = _new_expert(expert, sizes[position])
-        sizes[position] = int(fixed[position] or 0) + 1
+        position = _expert_position(tokenizer, part, expert)
+        if position is not None:
+            name = _new_expert(expert, sizes[position])
+            fixed[position], sizes[position] = name, name + 1
         codebooks = _grow(latents, part.codebooks, options, seed, domain.name)
     record = Adaptation.model_validate(
         {"method": method, "seed": seed, "settings": options, "sizes": tuple(sizes), "fixed": tuple(fixed)}
@@ -309,9 +313,20 @@ def _grow(
     return grown
 
 
-def _expert_position(part: ResidualPart) -> int:
-    """The one position of the identifier where the expert stands."""
+def _expert_position(tokenizer: Tokenizer, part: ResidualPart, expert: int | None) -> int | None:
+    """The one position of the identifier where the expert stands; None for experts that it does not name."""
     positions = [position for position, code in enumerate(part.fixed) if code is not None]
+    while isinstance(tokenizer, AdaptedTokenizer):
+        tokenizer = tokenizer.base
+    if not positions and isinstance(tokenizer, Routed):
+        if expert is not None:
+            raise user_error(
+                "identifiers of this tokenizer name no expert, so a new one has no number",
+                place="adapt",
+                value=expert,
+                remedy="leave the number out",
+            )
+        return None
     if len(positions) != 1:
         raise user_error(
             "method 'grow' adds an expert, and this tokenizer has "

@@ -19,24 +19,30 @@ from catalex.types import JSON, Codes, Doubles, Floats
 
 @runtime_checkable
 class Routed(Protocol):
-    """A tokenizer that sends every item to an expert and writes the expert into the identifier."""
+    """A tokenizer that sends every item to an expert; the identifier may name it."""
 
     @property
     def experts(self) -> int:
         """E, routed experts."""
 
     @property
-    def expert_position(self) -> int:
-        """Position of the expert's code in the identifier, from 0."""
+    def expert_position(self) -> int | None:
+        """Position of the expert's code in the identifier, from 0; None where it is not written."""
 
     def routing(self, vectors: Floats) -> Floats:
         """``(N, E)`` weights of the experts for vectors ``(N, D)``; rows are not negative and sum to 1."""
 
 
-def expert_shares(codes: Codes, routed: Routed, space: CodeSpace) -> Doubles:
-    """``(E,)`` share of the items of a domain, from their codes ``(N, L)`` in `space`, on each expert."""
+def expert_shares(codes: Codes, gates: Floats | None, routed: Routed, space: CodeSpace) -> Doubles | None:
+    """``(E,)`` share of the items of a domain on each expert.
+
+    The expert stands in the codes ``(N, L)`` in `space`; where `routed` does not write it, it is the one with
+    the largest of the weights ``(N, E)`` of the domain's router. None when there is no router to ask either.
+    """
     place = routed.expert_position
-    return shares(codes[:, place], space.sizes[place])
+    if place is not None:
+        return shares(codes[:, place], space.sizes[place])
+    return None if gates is None else shares(gates.argmax(1), gates.shape[1])
 
 
 def expert_facts(chosen: Doubles, gates: Floats | None) -> dict[str, JSON]:

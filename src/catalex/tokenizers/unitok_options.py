@@ -92,8 +92,11 @@ class UniTokOptions(Options):
     balanced_init: bool = True
     """Let the codes of an expert start from clusters of about equal size (ours: fewer collisions, lower
     error); false: plain k-means (UniTok)."""
-    expert_token: Literal["last", "first"] = "last"
-    """Where the identifier names its experts. UniTok: last."""
+    expert_token: Literal["last", "first", "none"] = "last"
+    """Where the identifier names its experts. UniTok: last. "none" (ours): nowhere; the codes alone are
+    written. Within a domain 98 % of the items have one name. On Yelp a T5 stays on the plateau of popularity
+    with the name (validation NDCG@10 .0042 after 15 and after 40 epochs; with "first" .0047) and learns with
+    the same codes without it (.0110 after 15 epochs)."""
     quantization: float = Field(1.0, ge=0)
     """lambda_RQ. UniTok: 1."""
     commitment: float = Field(0.25, ge=0)

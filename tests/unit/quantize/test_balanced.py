@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from catalex.quantize import kmeans, nearest
+from catalex.quantize import kmeans, nearest, squared_distances
 from catalex.quantize.balanced import balanced_codebook, balanced_penalty
 
 
@@ -70,3 +70,35 @@ def test_penalties_are_felt_only_by_codes_in_demand() -> None:
     assert (penalty >= 0).all()
     assert (penalty > 0).any()
     assert (penalty == 0).any()
+
+
+def test_penalties_equal_sinkhorn_in_logarithms() -> None:
+    """The plain formula in float64, one matrix, no passes."""
+    vectors = skewed().repeat(2, 1)
+    codebook = kmeans(vectors, 32, seed=0).centroids
+    distances = squared_distances(vectors, codebook).double()
+    unit = 0.05 * distances.mean()
+    expected = torch.zeros(32, dtype=torch.float64)
+    for _ in range(30):
+        demand = torch.log_softmax(-distances / unit - expected, 1).logsumexp(0)
+        expected = (expected + demand - torch.tensor(len(vectors) / 32.0).log()).clamp(min=0)
+    found = balanced_penalty(vectors, codebook)
+    torch.testing.assert_close(found.double(), expected * unit, rtol=1e-3, atol=1e-4)
+
+
+def test_no_code_is_asked_for_more_than_its_share() -> None:
+    vectors = skewed()
+    codebook = kmeans(vectors, 32, seed=0).centroids
+    penalty = balanced_penalty(vectors, codebook, iterations=300)
+    distances = squared_distances(vectors, codebook)
+    demand = torch.softmax(-(distances + penalty) / (0.05 * distances.mean()), 1).sum(0)
+    assert float(demand.max()) < 1.05 * len(vectors) / 32
+
+
+def test_a_code_that_nobody_wants_loses_a_penalty_it_was_given() -> None:
+    """Its demand is smaller than the smallest float. What all codes have in common decides nothing."""
+    codebook, start = torch.tensor([[0.0], [1.0]]), torch.tensor([0.0, 1000.0])
+    vectors = torch.tensor([[0.0], [0.1], [0.9], [1.0]])
+    penalty = balanced_penalty(vectors, codebook, start=start, iterations=3000)
+    assert torch.isfinite(penalty).all()
+    assert nearest(vectors, codebook, penalty).tolist() == [0, 0, 1, 1]

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans as Oracle
 
 from catalex.quantize import in_blocks, kmeans, nearest, squared_distances
+from catalex.quantize.distances import PASS_ROWS, passes
+from catalex.quantize.kmeans import cluster_means
 
 
 def blobs(count: int = 600, width: int = 8, centres: int = 12, seed: int = 0) -> torch.Tensor:
@@ -97,3 +99,60 @@ def test_blocks_do_not_change_a_row(count: int) -> None:
     part = in_blocks(lambda block: squared_distances(block, codes), rows[:count])
     assert part.shape == (count, 50)
     assert torch.equal(part, whole[:count])
+
+
+@pytest.mark.parametrize("count", [0, 1, PASS_ROWS["cpu"], 2 * PASS_ROWS["cpu"] + 7])
+def test_passes_hand_out_every_row_once_and_in_order(count: int) -> None:
+    rows, names = torch.arange(3 * count).view(count, 3), torch.arange(count)
+    parts = list(passes(rows, names))
+    assert all(len(part) == len(name) <= PASS_ROWS["cpu"] for part, name in parts)
+    assert torch.equal(torch.cat([rows[:0], *(part for part, _ in parts)]), rows)
+    assert torch.equal(torch.cat([names[:0], *(name for _, name in parts)]), names)
+
+
+@pytest.mark.parametrize("penalised", [False, True])
+def test_nearest_equals_brute_force_over_several_passes(penalised: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    vectors = torch.randn(2500, 5, generator=generator) + 3
+    codes = torch.randn(40, 5, generator=generator) + 3
+    penalty = torch.rand(40, generator=generator) if penalised else None
+    brute = (vectors.double()[:, None] - codes.double()).square().sum(2)
+    brute = brute if penalty is None else brute + penalty
+    best = brute.gather(1, nearest(vectors, codes, penalty)[:, None]).squeeze(1)
+    torch.testing.assert_close(best, brute.amin(1), rtol=0, atol=1e-5)
+
+
+def test_nearest_takes_the_lowest_of_equal_codes() -> None:
+    codes = torch.randn(1, 6).repeat(30, 1)
+    assert nearest(torch.randn(1100, 6), codes).eq(0).all()
+
+
+def test_means_equal_a_plain_loop_and_an_empty_cluster_stays() -> None:
+    vectors = blobs(2300, 5, 7)
+    index, mass = torch.arange(2300) % 6, torch.rand(2300, generator=torch.Generator().manual_seed(0)) + 0.1
+    before = torch.full((8, 5), 9.0)
+    found = cluster_means(vectors, index, before, mass)
+    for k in range(6):
+        own, weight = vectors[index == k].double(), mass[index == k].double()[:, None]
+        torch.testing.assert_close(found[k].double(), (own * weight).sum(0) / weight.sum(), rtol=0, atol=1e-5)
+    assert torch.equal(found[6:], before[6:])
+    torch.testing.assert_close(cluster_means(vectors, index, before)[3], vectors[index == 3].mean(0))
+
+
+def test_the_start_never_takes_a_vector_twice_while_others_are_left() -> None:
+    """Duplicates are at distance 0 and are not drawn, though a product rounds; 40 distinct vectors, three
+    times each, far from the origin."""
+    distinct = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)) + 20
+    vectors = distinct.repeat(3, 1)
+    for seed in range(10):
+        start = kmeans(vectors, 40, seed=seed, iterations=0).centroids
+        assert len(torch.unique(start, dim=0)) == 40
+
+
+def test_the_start_is_drawn_in_proportion_to_squared_distances() -> None:
+    """From 0 the second of two centroids is 3 rather than 1 in nine of ten draws."""
+    vectors = torch.tensor([[0.0], [1.0], [3.0]])
+    starts = [kmeans(vectors, 2, seed=seed, iterations=0).centroids.flatten().tolist() for seed in range(900)]
+    seconds = [second for first, second in starts if first == 0]
+    assert len(seconds) > 200
+    assert np.mean([second == 3 for second in seconds]) == pytest.approx(0.9, abs=0.06)

@@ -24,7 +24,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "rqvae": {"codebook_size": 16, "hidden": [16], "latent": 6, "batch": 64, "epochs": 20},
     "unitok": {"levels": 3, "codebook_size": 16, "hidden": [16], "latent": 6, "batch": 64, "epochs": 6},
 }
-CASES = [("rqkmeans", "rotate"), ("rqvae", "rotate"), ("unitok", "rotate"), ("unitok", "grow")]
+SMALL["unitok without names"] = {**SMALL["unitok"], "name": "unitok", "expert_token": "none"}
+CASES = [
+    ("rqkmeans", "rotate"),
+    ("rqvae", "rotate"),
+    ("unitok", "rotate"),
+    ("unitok", "grow"),
+    ("unitok without names", "rotate"),
+    ("unitok without names", "grow"),
+]
 
 
 def domain(name: str, items: int = 200, seed: int = 0, far: float = 0.0) -> TokenizerDomain:
@@ -68,7 +76,8 @@ def by_steps(tokenizer: AdaptedTokenizer, vectors: Floats) -> np.ndarray[Any, An
 
 
 def test_every_tokenizer_with_latent_vectors_is_covered() -> None:
-    assert set(SMALL) == {name for name, kind in TOKENIZERS.items() if issubclass(kind, LatentTokenizer)}
+    covered = {settings.get("name", name) for name, settings in SMALL.items()}
+    assert covered == {name for name, kind in TOKENIZERS.items() if issubclass(kind, LatentTokenizer)}
     assert set(METHODS) == {method for _, method in CASES}
 
 
@@ -178,6 +187,26 @@ def test_a_grown_expert_has_the_next_number(trained: dict[str, LatentTokenizer])
     assert both.space.sizes[place] == base.space.sizes[place] + 2
     with pytest.raises(CatalexError, match=r"an expert has this number already \(found 1; allowed: at least"):
         adapt(base, UNSEEN, "grow", seed=0, expert=1)
+
+
+@pytest.mark.parametrize("method", ["rotate", "grow"])
+def test_codes_without_names_are_those_beside_names(trained: dict[str, LatentTokenizer], method: str) -> None:
+    """An adapted domain has codebooks of its own, so there is nothing that a name would have to say."""
+    named, unnamed = (
+        adapt(trained[name], UNSEEN, method, seed=0) for name in ("unitok", "unitok without names")
+    )
+    assert unnamed.options.fixed == (None, None, None)
+    assert unnamed.space == trained["unitok without names"].space, "a recommender needs no new token"
+    codes = unnamed.encode(UNSEEN.vectors)
+    np.testing.assert_array_equal(codes, named.encode(UNSEEN.vectors)[:, :3])
+    np.testing.assert_array_equal(unnamed.decode(codes), named.decode(named.encode(UNSEEN.vectors)))
+    again = adapt(unnamed, domain("yelp", seed=4), "grow", seed=0)
+    assert again.space == unnamed.space
+
+
+def test_an_expert_that_is_not_named_has_no_number(trained: dict[str, LatentTokenizer]) -> None:
+    with pytest.raises(CatalexError, match=r"name no expert, so a new one has no number \(found 5\)"):
+        adapt(trained["unitok without names"], UNSEEN, "grow", seed=0, expert=5)
 
 
 def test_fixed_positions(trained: dict[str, LatentTokenizer]) -> None:

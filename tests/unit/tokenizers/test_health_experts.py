@@ -215,6 +215,59 @@ def test_a_domain_with_a_tokenizer_of_its_own(routed: Signs) -> None:
     assert [level["size"] for level in report["domains"]["common"]["levels"]] == [2, 2, 3]
 
 
+class Unnamed(Signs):
+    """As `Signs`, but the expert is not written."""
+
+    expert_position = None  # type: ignore[assignment]
+
+    @property
+    def space(self) -> CodeSpace:
+        return CodeSpace((2, 2), (0, 1))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        return (0, 1)
+
+    def encode(self, vectors: Floats) -> Codes:
+        return super().encode(vectors)[:, :2]
+
+    def decode(self, codes: Codes) -> Floats:
+        return super().decode(np.concatenate([codes, np.zeros((len(codes), 1), np.int32)], axis=1))
+
+
+class Alone(Unnamed):
+    """A tokenizer of one domain that asks no router."""
+
+    routing = None  # type: ignore[assignment]
+
+
+def test_experts_that_are_not_named_are_asked_of_the_router(routed: Signs) -> None:
+    """All that is said of experts is as with names; no level is one of theirs."""
+    low, high = signs([-1, -1, -1, 1]), signs([1])
+    named = health(routed, [domain_of("low", low, routed), domain_of("high", high, routed)])
+    found = health(Unnamed(), [domain_of("low", low, Unnamed()), domain_of("high", high, Unnamed())])
+    assert json.loads(json.dumps(found)) == found
+    assert isinstance(Unnamed(), Routed)
+    assert found["experts"] == named["experts"]
+    for name in ("low", "high"):
+        assert found["domains"][name]["experts"] == named["domains"][name]["experts"]
+        assert len(found["domains"][name]["levels"]) == 2
+        assert found["domains"][name]["constant_levels"] == []
+    assert found["domains"]["low"]["experts"]["shares"] == [0.75, 0.25]
+
+
+def test_a_domain_with_codebooks_of_its_own_and_no_names_has_no_experts() -> None:
+    """Nobody routes there, and the codes do not say; over the domains, only the others count."""
+    vectors = signs([-1, 1])
+    common = domain_of("common", vectors, Unnamed())
+    alone = replace(domain_of("alone", vectors, Unnamed()), tokenizer=Alone())
+    assert not isinstance(Alone(), Routed)
+    report = health(Unnamed(), [common, alone])
+    assert report["domains"]["alone"]["experts"] is None
+    assert report["experts"]["shares"] == {"common": [0.5, 0.5]}
+    assert health(Unnamed(), [alone])["experts"]["shares"] == {}
+
+
 def test_identifiers_without_a_tokenizer(routed: Signs) -> None:
     domains = [domain_of("a", signs([-1, 1]), routed), domain_of("b", signs([1]), routed)]
     report = health(None, domains, space=routed.space)

@@ -21,6 +21,8 @@ from catalex.decoding import Trie, search_all
 from catalex.decoding.reference import reference_beam_search
 from catalex.errors import CatalexError
 from catalex.models.t5 import T5, T5Options
+from catalex.quantize.experts import ExpertCodebooks
+from catalex.tokenizers import unitok_training
 from catalex.tokenizers.base import TokenizerDomain
 from catalex.tokenizers.conflicts import resolve
 from catalex.tokenizers.identifiers import IdentifierTable
@@ -113,6 +115,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"expert_token": "first", "routed": 2, "combination": "residual", "router_input": "vector"},
     {"combination": "routed-first", "experts": {"toys": 2, "office": 1, "games": 1}},
     {"shared": False, "experts": 2, "renormalise": True, "routed": 2},
+    {"expert_token": "none"},
+    {"expert_token": "none", "routed": 2, "combination": "residual", "router_input": "vector"},
 ]
 
 
@@ -223,6 +227,31 @@ def test_codebooks_start_among_what_their_own_domain_leaves_to_quantize(combinat
     assert set(owner[union.numpy()].tolist()) == {0, 1, 2}
 
 
+@pytest.mark.parametrize("experts", [None, 4])
+def test_large_domains_are_placed_by_a_sample_of_their_own_items(
+    experts: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most `PLACING_ITEMS` items a code reach the codebooks, and these still serve their domains."""
+    seen: list[int] = []
+    place = ExpertCodebooks.initialise
+
+    def watched(self: ExpertCodebooks, expert: int, vectors: torch.Tensor, *rest: Any, **more: Any) -> None:
+        seen.append(len(vectors))
+        place(self, expert, vectors, *rest, **more)
+
+    monkeypatch.setattr(ExpertCodebooks, "initialise", watched)
+    monkeypatch.setattr(unitok_training, "PLACING_ITEMS", 5)
+    found, _ = fit(experts=experts)
+    shared, *routed = seen
+    assert shared == 5 * SIZE
+    assert len(routed) == (experts or len(DOMAINS))
+    assert sum(routed) == 5 * SIZE * len(routed)  # experts of one domain share its sample among them
+    owners = found.options.owners([d.name for d in DOMAINS], [len(d.vectors) for d in DOMAINS])
+    for number, domain in enumerate(DOMAINS):
+        own = [expert for expert, served in enumerate(owners) if number in served]
+        assert np.isin(found.encode(domain.vectors)[:, LEVELS], own).mean() > 0.95
+
+
 def conditional_entropy(codes: Codes, level: int) -> float:
     """H(c_level | codes before) in nats, counted."""
     whole = Counter(tuple(row) for row in codes[:, : level + 1].tolist())
@@ -245,6 +274,11 @@ def test_no_level_is_a_function_of_its_prefix(changes: dict[str, Any], tokenizer
 # --- codes of the experts -----------------------------------------------------------------------------------
 
 
+def names_in(tokenizer: UniTok) -> tuple[int, ...]:
+    """Positions of an identifier at which an expert is named."""
+    return tokenizer.order[: 0 if tokenizer.options.expert_token == "none" else tokenizer.options.routed]
+
+
 def test_exported_codes_rebuild_the_exported_experts_vector(variant: UniTok) -> None:
     """Defects 3 and 4: codes and expert of the identifier are those of the forward pass, and their code
     vectors add up to what the strongest expert gave to z^."""
@@ -258,9 +292,9 @@ def test_exported_codes_rebuild_the_exported_experts_vector(variant: UniTok) -> 
         gates = net.gates(x, z)
         mixed = net.mix(z, gates)
         chosen = torch.from_numpy(codes[:, variant.order].astype(np.int64))
-        kept = variant.options.routed
-        assert torch.equal(chosen[:, :kept], mixed.experts)
-        assert torch.equal(chosen[:, kept:], mixed.codes)
+        kept, names = variant.options.routed, len(names_in(variant))
+        assert torch.equal(chosen[:, :names], mixed.experts[:, :names])
+        assert torch.equal(chosen[:, names:], mixed.codes)
         total = mixed.shared.clone()
         weights = gates.gather(1, mixed.experts)
         weights = weights / weights.sum(1, keepdim=True) if variant.options.renormalise else weights
@@ -290,7 +324,10 @@ def test_kept_experts_are_different_and_the_strongest_come_first(variant: UniTok
     gates = variant.routing(ALL)
     np.testing.assert_allclose(gates.sum(1), 1, atol=1e-5)
     assert (gates >= 0).all()
-    names = variant.encode(ALL)[:, variant.order[: variant.options.routed]]
+    if variant.expert_position is None:
+        assert not names_in(variant)
+        return
+    names = variant.encode(ALL)[:, names_in(variant)]
     assert variant.expert_position == variant.order[0]
     weights = np.take_along_axis(gates, names.astype(np.int64), 1)
     np.testing.assert_allclose(weights, -np.sort(-gates, 1)[:, : variant.options.routed], rtol=1e-4)
@@ -326,12 +363,12 @@ def identifiers(tokenizer: UniTok, vectors: Floats) -> Codes:
     return resolve(tokenizer, vectors, tokenizer.encode(vectors))
 
 
-def test_identifiers_have_l_plus_n_codes_and_are_unique(variant: UniTok) -> None:
+def test_identifiers_have_l_codes_and_the_names_and_are_unique(variant: UniTok) -> None:
     """Invariant 9, before and after conflict handling."""
     o, table = variant.options, IdentifierTable(variant.space)
     for domain in DOMAINS:
         codes = variant.encode(domain.vectors)
-        assert codes.shape == (len(domain.vectors), o.levels + o.routed)
+        assert codes.shape == (len(domain.vectors), o.levels + len(names_in(variant)))
         found = resolve(variant, domain.vectors, codes)
         assert len(np.unique(found, axis=0)) == len(found)
         table = table.add(domain.name, found, "v")  # refuses codes out of range and double owners
@@ -341,13 +378,13 @@ def test_identifiers_have_l_plus_n_codes_and_are_unique(variant: UniTok) -> None
 
 
 def test_tokens_of_levels_and_of_experts_are_disjoint(variant: UniTok) -> None:
-    """Invariant 9: L ranges for the codes and one for all experts."""
+    """Invariant 9: L ranges for the codes and one for all experts that are named."""
     vocabulary, o = Vocabulary(variant.space), variant.options
-    names = set(variant.order[: o.routed])
+    names = set(names_in(variant))
     ranges = [set(vocabulary.level_range(p)) for p in range(variant.space.levels)]
-    assert len({frozenset(ranges[p]) for p in names}) == 1
+    assert len({frozenset(ranges[p]) for p in names}) == bool(names)
     assert all(len(ranges[p]) == (variant.experts if p in names else SIZE) for p in range(len(ranges)))
-    assert len(set.union(*ranges)) == o.levels * SIZE + variant.experts
+    assert len(set.union(*ranges)) == o.levels * SIZE + bool(names) * variant.experts
     codes = variant.encode(ALL)
     np.testing.assert_array_equal(vocabulary.codes(vocabulary.tokens(codes)), codes)
 
@@ -362,7 +399,7 @@ def test_both_orders_name_the_same_codes() -> None:
         np.testing.assert_array_equal(identifiers(last, rows)[:, [3, 4, 0, 1, 2]], identifiers(first, rows))
 
 
-def test_identifiers_of_both_orders_are_decoded_by_the_trie(variant: UniTok) -> None:
+def test_identifiers_of_every_kind_are_decoded_by_the_trie(variant: UniTok) -> None:
     """Every item comes out of the search, once, with its own identifier; the fast search finds what the slow
     one finds."""
     vectors = DOMAINS[2].vectors[:30]
@@ -387,7 +424,7 @@ def test_conflicts_move_the_last_code_first_and_the_expert_last(token: str) -> N
     """Identical vectors fill the places nearest to their codes: T under all but the last code, T^2, T^3 under
     the expert, and only then another expert."""
     found, _ = fit(epochs=2, expert_token=token)
-    expert = found.expert_position
+    expert = found.order[0]
     positions = [p for p in range(LEVELS + 1) if p != expert]
     for count, fixed in ((SIZE, [expert, *positions[:2]]), (60, [expert, positions[0]]), (300, [expert])):
         same = np.repeat(DOMAINS[0].vectors[5:6], count, axis=0)

@@ -171,6 +171,7 @@ def test_the_code_space_is_known_as_soon_as_the_number_of_experts_is() -> None:
     assert make_tokenizer({**small, "experts": {"a": 2, "b": 1}}, domains=["a", "b"]).space.sizes == (8, 8, 3)
     with pytest.raises(CatalexError, match="depends on the training domains"):
         _ = make_tokenizer({**small, "experts": None}).space
+    assert make_tokenizer({**small, "experts": None, "expert_token": "none"}).space.sizes == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +179,13 @@ def test_the_code_space_is_known_as_soon_as_the_number_of_experts_is() -> None:
     [
         ("last", (8, 8, 8, 3, 3), (0, 1, 2, 3, 3), (3, 4, 0, 1, 2)),
         ("first", (3, 3, 8, 8, 8), (0, 0, 1, 2, 3), (0, 1, 2, 3, 4)),
+        ("none", (8, 8, 8), (0, 1, 2), (0, 1, 2)),
     ],
 )
 def test_the_levels_of_an_identifier(
     token: str, sizes: tuple[int, ...], groups: tuple[int, ...], order: tuple[int, ...]
 ) -> None:
-    """L codes and N experts; in both orders the experts are chosen before the codes."""
+    """L codes and N experts, or none; in both orders the experts are chosen before the codes."""
     settings = {"name": "unitok", "levels": 3, "codebook_size": 8, "routed": 2, "expert_token": token}
     tokenizer = make_tokenizer(settings, domains=["a", "b", "c"])
     assert (tokenizer.space.sizes, tokenizer.space.groups, tokenizer.order) == (sizes, groups, order)
