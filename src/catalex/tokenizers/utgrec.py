@@ -148,6 +148,8 @@ class UTGRec(ContentTokenizer):
                 cache = None if partial is None else partial / "latents"  # a resumed run reads them there
                 latents = target.index(_Images(content), track.advance, cache=cache)
         unreadable = _told(index, latents, len(content), names)
+        if latents is not None and not latents.present.any():
+            latents = None  # nothing to draw in these domains
         positives = Positives.of([d.training for d in domains], [len(d.vectors) for d in domains])
         material = Material(index, positives, torch.from_numpy(vectors), latents)
         if not fine_tune or self.options.turn_codes:

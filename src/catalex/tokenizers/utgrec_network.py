@@ -59,7 +59,10 @@ class Targets:
         keep: ``(B, T)`` bool, which of them are real.
         places: ``(R,)`` int64, where `keep` holds, counted along B x T.
         pictured: ``(P,)`` places of the items that have an image; the visual decoder runs for these alone.
+        Where
+            none has one, the first item stands for them, since attention over no rows fails on CUDA.
         latents: ``(P, N_v, C)`` their image latents.
+        present: ``(P,)`` float, 0 for that item.
         vectors: ``(B, D)`` content vectors.
     """
 
@@ -68,6 +71,7 @@ class Targets:
     places: Tensor | None = None
     pictured: Tensor | None = None
     latents: Tensor | None = None
+    present: Tensor | None = None
     vectors: Tensor | None = None
 
 
@@ -239,9 +243,11 @@ class UTGRecNetwork(nn.Module):
             text = _mean(self.text(lifted, targets.tokens, targets.keep, targets.places))
         if self.vector is not None and targets.vectors is not None:
             vector = _mean(self.vector(lifted, targets.vectors, lifted.new_ones(len(lifted))))
-        if self.image is not None and targets.latents is not None and targets.pictured is not None:
+        if self.image is not None and targets.latents is not None:
+            assert targets.pictured is not None
+            assert targets.present is not None
             pictured = lifted[targets.pictured]
-            image = _mean(self.image(pictured, targets.latents, pictured.new_ones(len(pictured))))
+            image = _mean(self.image(pictured, targets.latents, targets.present))
         return text, image, vector
 
     def trained(self) -> dict[str, Tensor]:

@@ -64,14 +64,17 @@ class Material:
 
     def targets(self, rows: Ints, generator: torch.Generator) -> Targets:
         """What is to be reconstructed of items `rows` ``(B,)``, on the CPU."""
-        tokens = keep = places = pictured = latents = None
+        tokens = keep = places = pictured = latents = present = None
         if self.index.text is not None:
             tokens, keep = _padded(self.index.text.tokens, self.index.text.offsets, rows)
             places = keep.flatten().nonzero().squeeze(1)
         if self.latents is not None:
             seen = np.flatnonzero(self.latents.present[rows])
+            seen = seen if len(seen) else np.zeros(1, np.int64)
             pictured, latents = torch.from_numpy(seen), self.latents.batch(rows[seen], generator)
-        return Targets(tokens, keep, places, pictured, latents, self.vectors[torch.from_numpy(rows)])
+            present = torch.from_numpy(self.latents.present[rows[seen]].astype(np.float32))
+        vectors = self.vectors[torch.from_numpy(rows)]
+        return Targets(tokens, keep, places, pictured, latents, present, vectors)
 
 
 def train_utgrec(

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from catalex import errors
 from catalex.data import download as module
 from catalex.data.download import asked_wait, download
 from catalex.errors import CatalexError
@@ -289,7 +290,7 @@ def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.M
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    monkeypatch.setattr(module.importlib, "import_module", without)
+    monkeypatch.setattr(errors.importlib, "import_module", without)
     with pytest.raises(CatalexError, match=r"'httpx' is not installed.*catalex\[download\]"):
         download("http://127.0.0.1/a", tmp_path / "a")
 
