@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,13 @@ def train_utgrec(
     if restored is None:
         _estimate(network, material, plan, device, processes, name)
     saved = time.monotonic()
-    with Track(f"train {name}", plan.steps, "steps", start=begin) as track:
+
+    def make(number: int) -> Step:
+        return _step(network, material, plan.batch(number), seed, number, "cpu", processes)
+
+    with ThreadPoolExecutor(1) as ahead, Track(f"train {name}", plan.steps, "steps", start=begin) as track:
+        if begin < plan.steps:
+            coming = ahead.submit(make, begin)  # while the device computes a step, the next is read
         for number in range(begin, plan.steps):
             if number == warm and not fine_tune and o.kmeans_init:
                 _place_codes(network, material, rows, seed, device)
@@ -148,7 +155,9 @@ def train_utgrec(
                 optimizer,
                 learning_rate(number, peak=peak, total=plan.steps, warmup=rising, schedule="cosine"),
             )
-            step = _step(network, material, plan.batch(number), seed, number, device, processes)
+            step = _step_to(coming.result(), device)
+            if number + 1 < plan.steps:
+                coming = ahead.submit(make, number + 1)
             torch.manual_seed(epoch_seed(seed, number, f"step of process {processes.process_index}"))
             losses = _backward(network, step, number >= warm, device)
             average_gradients(network)
@@ -283,14 +292,15 @@ def _step(
     )
     read = np.concatenate([rows, positives]) if o.alignment_weight > 0 else rows
     other = material.targets(positives, generator) if o.cooccurrence_weight > 0 else None
-    return Step(
-        content=_moved(material.index.batch(read), device),
-        rows=torch.from_numpy(rows).to(device, non_blocking=True),
-        positive_rows=torch.from_numpy(positives).to(device, non_blocking=True),
-        own=_targets_to(material.targets(rows, generator), device),
-        positive=None if other is None else _targets_to(other, device),
-        frozen=material.vectors[torch.from_numpy(read)].to(device, non_blocking=True),
+    made = Step(
+        content=material.index.batch(read),
+        rows=torch.from_numpy(rows),
+        positive_rows=torch.from_numpy(positives),
+        own=material.targets(rows, generator),
+        positive=other,
+        frozen=material.vectors[torch.from_numpy(read)],
     )
+    return _step_to(made, device)
 
 
 def _backward(network: UTGRecNetwork, step: Step, quantize: bool, device: str) -> Losses:
@@ -380,6 +390,18 @@ def _padded(tokens: Ints, offsets: Ints, rows: Ints) -> tuple[Tensor, Tensor]:
 
 def _moved(batch: Batch, device: str) -> Batch:
     return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def _step_to(step: Step, device: str) -> Step:
+    """A step on `device`."""
+    return Step(
+        content=_moved(step.content, device),
+        rows=step.rows.to(device, non_blocking=True),
+        positive_rows=step.positive_rows.to(device, non_blocking=True),
+        own=_targets_to(step.own, device),
+        positive=None if step.positive is None else _targets_to(step.positive, device),
+        frozen=None if step.frozen is None else step.frozen.to(device, non_blocking=True),
+    )
 
 
 def _targets_to(targets: Targets, device: str) -> Targets:
