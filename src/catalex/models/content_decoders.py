@@ -198,7 +198,7 @@ class VectorDecoder(nn.Module):
     def __init__(self, width: int, dimensions: int, *, seed: int, loss: VectorLoss = "cosine") -> None:
         """
         Args:
-            width: d_dec.
+            width: Width of what it reads.
             dimensions: D.
             seed: Fixes the initial weights.
             loss: `cosine`, 1 - cos: content vectors are compared by direction, and domains whose vectors

@@ -133,7 +133,7 @@ class UTGRecNetwork(nn.Module):
                 )
             self.text = TextDecoder(shape, words, tokens_max=_longest_text(encoder), seed=seed)
         if vectors_width is not None and o.vector_weight > 0:
-            self.vector = VectorDecoder(decoder_width, vectors_width, seed=seed)
+            self.vector = VectorDecoder(o.code_width, vectors_width, seed=seed)
         if words is None and self.vector is None and (latents is None or o.image_weight == 0):
             raise user_error(
                 "this encoder knows no words, so that nothing is left to be reconstructed",
@@ -175,7 +175,7 @@ class UTGRecNetwork(nn.Module):
     def begin_at_principal_components(self, vectors: Tensor) -> None:
         """Let the shortcut map content vectors ``(N, D)`` so that the prefix residual of level l is the l-th
         block of their principal components: the first code sees the coarsest differences between items, each
-        further one the next finer."""
+        further one the next finer. The vector decoder starts at the way back."""
         if self.shortcut is None:
             return
         levels, width = self.options.levels, self.options.code_width
@@ -190,6 +190,11 @@ class UTGRecNetwork(nn.Module):
             weight[level:, block] = axes.T[block]
         self.shortcut.weight.copy_(weight.flatten(0, 1))
         self.shortcut.bias.copy_(-(weight.flatten(0, 1) @ mean.float()))
+        if self.vector is not None:  # or the codes would lose what nobody can read yet
+            rebuild = torch.zeros_like(self.vector.map.weight)
+            rebuild[:, : axes.shape[1]] = axes
+            self.vector.map.weight.copy_(rebuild)
+            self.vector.map.bias.copy_(mean.float())
 
     @torch.no_grad()
     def turn_codes(self, projected: Tensor, seed: int) -> None:
@@ -216,7 +221,7 @@ class UTGRecNetwork(nn.Module):
             )
             restored = quantized.restored
         lifted = self.lift(restored)
-        text, image, vector = self._reconstruct(lifted, step.own)
+        text, image, vector = self._reconstruct(lifted, restored, step.own)
         alignment, cooccurrence = zero, zero
         if o.alignment_weight > 0:
             aligned = every if o.align_on == "projected" else hidden
@@ -224,7 +229,7 @@ class UTGRecNetwork(nn.Module):
                 aligned[:items], aligned[items:], step.rows, step.positive_rows, temperature=o.temperature
             )
         if step.positive is not None:
-            other = self._reconstruct(lifted, step.positive)
+            other = self._reconstruct(lifted, restored, step.positive)
             cooccurrence = other[0] + o.image_weight * other[1] + o.vector_weight * other[2]
         total = (
             text
@@ -236,13 +241,15 @@ class UTGRecNetwork(nn.Module):
         )
         return Losses(total, text, image, vector, code, alignment, cooccurrence)
 
-    def _reconstruct(self, lifted: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-        """Text, image and vector loss of targets, decoded from ``(B, L, d_dec)``."""
+    def _reconstruct(
+        self, lifted: Tensor, restored: Tensor, targets: Targets
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Text, image and vector loss of targets, from ``(B, L, d_dec)`` and, the last, ``(B, L, d_c)``."""
         text = image = vector = lifted.new_zeros((), dtype=torch.float32)
         if self.text is not None and targets.tokens is not None and targets.keep is not None:
             text = _mean(self.text(lifted, targets.tokens, targets.keep, targets.places))
         if self.vector is not None and targets.vectors is not None:
-            vector = _mean(self.vector(lifted, targets.vectors, lifted.new_ones(len(lifted))))
+            vector = _mean(self.vector(restored, targets.vectors, restored.new_ones(len(restored))))
         if self.image is not None and targets.latents is not None:
             assert targets.pictured is not None
             assert targets.present is not None

@@ -21,6 +21,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 3,
         "projection_hidden": 768,
         "dropout": 0.1,
+        "alignment_weight": 0.01,
+        "quantizer_warmup": 301,
+        "learning_rate": 3e-4,
         "fine_tune_epochs": 20,
     },
 }
@@ -51,8 +54,9 @@ class UTGRecOptions(Options):
     """d_dec, width of the decoders; null: the encoder's d. UTGRec: 1536, as its encoder."""
     projection_hidden: Positive | None = 768
     """Hidden width of the projection from d to d_c; null: one linear map. UTGRec's official code: 768."""
-    dropout: Rate = 0.1
-    """Dropout before both linear maps of the projection. UTGRec's official code: 0.1."""
+    dropout: Rate = 0.0
+    """Dropout before both linear maps of the projection. UTGRec's official code: 0.1; ours: none, it costs
+    neighbours."""
     shortcut: bool = True
     """Whether the frozen content vector reaches H' directly as well, through a linear map that starts at its
     principal components, level by level, and learns; the encoder's part then starts at zero (ours: a
@@ -78,8 +82,9 @@ class UTGRecOptions(Options):
     vector_weight: float = Field(1.0, ge=0)
     """Weight of the reconstruction of the frozen content vector beside text and image (ours: it keeps what
     words alone do not). UTGRec has none; the encoder `frozen` needs it."""
-    alignment_weight: float = Field(0.01, ge=0)
-    """mu, weight of co-occurring alignment. UTGRec's best: 0.01."""
+    alignment_weight: float = Field(0.3, ge=0)
+    """mu, weight of co-occurring alignment. UTGRec's best: 0.01; ours: more, because H' begins near what is
+    known of the content and shall learn what is not."""
     cooccurrence_weight: float = Field(0.03, ge=0)
     """eta, weight of co-occurring reconstruction. UTGRec's best: 0.03."""
     temperature: float = Field(0.1, gt=0)
@@ -88,15 +93,15 @@ class UTGRecOptions(Options):
     """What is aligned: H' after the projection (official code) or the encoder's H (paper)."""
     image_loss: Literal["diffusion", "mse"] = "diffusion"
     """Loss of the visual decoder. UTGRec: diffusion (MAR, arXiv 2406.11838)."""
-    quantizer_warmup: int = Field(301, ge=0)
+    quantizer_warmup: int = Field(0, ge=0)
     """First steps of pre-training in which nothing is quantized, at most half of all. UTGRec's official
-    code: steps 0 to 300."""
+    code: steps 0 to 300; ours: none, because the shortcut makes sense from the first."""
     kmeans_init: bool = True
     """Place the codebooks by k-means when quantization begins (ours, for small runs)."""
     revive_every: int = Field(100, ge=0)
     """Steps between restarts of unused codes, in the first 80 % of pre-training (ours); 0: never."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """Peak rate of AdamW in pre-training. UTGRec: 3e-4."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak rate of AdamW in pre-training. UTGRec: 3e-4; ours starts nearer to where it goes."""
     fine_tune_rate: float = Field(1e-4, gt=0)
     """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4."""
     weight_decay: float = Field(0.01, ge=0)
@@ -107,10 +112,8 @@ class UTGRecOptions(Options):
     """Largest norm of the gradient. UTGRec's official code: 1."""
     batch: Positive = 256
     """Items of a step, over all processes. UTGRec: 16 on each of 16 GPUs."""
-    epochs: Positive = 10
-    """Passes over the items that occur in training sequences. UTGRec: 3 over 344,412 items; ours has a tenth
-    of
-    them."""
+    epochs: Positive = 3
+    """Passes over the items that occur in training sequences. UTGRec: 3."""
     turn_codes: bool = True
     """Whether fine-tuning begins at the domain's own principal components, with W turned in closed form so
     that
@@ -118,7 +121,7 @@ class UTGRecOptions(Options):
     tenth of the root codes and
     stays
     there. Needs `shortcut`, whose bias takes the translation."""
-    fine_tune_epochs: Positive = 20
+    fine_tune_epochs: Positive = 10
     """The same for a target domain. UTGRec: 20."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products; codes, distances and losses are always float32. auto: bf16 on CUDA."""

@@ -90,7 +90,8 @@ def test_without_quantization_the_decoders_read_h_prime(settings: dict[str, Any]
     network, step = made(settings)
     with torch.no_grad():
         found: Losses = network(step, False)
-        expected = network._reconstruct(network.lift(projected(network, step)), step.own)
+        h_prime = projected(network, step)
+        expected = network._reconstruct(network.lift(h_prime), h_prime, step.own)
     torch.testing.assert_close((found.text, found.image, found.vector), expected)
     network.codebooks.initialise(torch.randn(200, 3, 4), 0)  # and the codebooks are not looked at
     torch.testing.assert_close(network(step, False).total, found.total)
@@ -101,7 +102,8 @@ def test_with_quantization_the_decoders_read_running_sums_of_codes(settings: dic
     with torch.no_grad():
         found: Losses = network(step, True)
         codes = network.codebooks.encode(projected(network, step))
-        expected = network._reconstruct(network.lift(network.codebooks.restore(codes)), step.own)
+        restored = network.codebooks.restore(codes)
+        expected = network._reconstruct(network.lift(restored), restored, step.own)
     torch.testing.assert_close((found.text, found.image, found.vector), expected)
 
 
