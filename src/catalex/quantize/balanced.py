@@ -10,12 +10,14 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from catalex.quantize.distances import squared_distances
+from catalex.quantize.distances import nearest, passes, squared_distances
+from catalex.quantize.kmeans import cluster_means
 
 PENALTY_ROWS = 16384
 """Vectors at most that the penalties are found from; more change them little."""
+LEAST = 1e-37
+"""Smallest demand that has a logarithm; a code without any loses its penalty all the same, over rounds."""
 
 
 def balanced_penalty(
@@ -46,7 +48,8 @@ def balanced_penalty(
         torch.zeros(len(codebook), device=vectors.device) if start is None else start / (unit * softness)
     )
     for _ in range(iterations):
-        demand = torch.log_softmax(scaled - penalty, 1).logsumexp(0)
+        shares = torch.stack([torch.softmax(part - penalty, 1).sum(0) for (part,) in passes(scaled)])
+        demand = shares.sum(0).clamp(min=LEAST).log()
         penalty = (penalty + demand - room).clamp(min=0)
     return penalty * unit * softness
 
@@ -65,17 +68,12 @@ def balanced_codebook(vectors: Tensor, codebook: Tensor, rounds: int = 10) -> Te
     penalty = None
     sample = vectors[:: max(len(vectors) // PENALTY_ROWS, 1)]
     for _ in range(rounds):
+        # ten iterations from here on would do for the error, but small catalogues then collide more
         penalty = balanced_penalty(sample, codebook, start=penalty)
-        member = functional.one_hot(nearest_but(vectors, codebook, penalty), len(codebook)).to(codebook)
-        counts = member.sum(0)
-        means = (member.T @ vectors.float()) / counts.clamp(min=1)[:, None]
-        codebook = torch.where((counts > 0)[:, None], means, codebook)
+        codebook = cluster_means(vectors.float(), nearest_but(vectors, codebook, penalty), codebook)
     return codebook
 
 
-def nearest_but(vectors: Tensor, codebook: Tensor, penalty: Tensor, rows: int = 8192) -> Tensor:
+def nearest_but(vectors: Tensor, codebook: Tensor, penalty: Tensor) -> Tensor:
     """``(N,)`` code with the least squared distance plus penalty, ties to the lowest index."""
-    parts = [
-        (squared_distances(part, codebook) + penalty).argmin(1) for part in torch.split(vectors.float(), rows)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=vectors.device)
+    return nearest(vectors, codebook, penalty)

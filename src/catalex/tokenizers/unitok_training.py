@@ -14,14 +14,20 @@ from torch import Tensor
 from catalex.progress import Track, say
 from catalex.quantize import kmeans
 from catalex.quantize.dependence import domain_information
+from catalex.quantize.distances import passes
 from catalex.tokenizers.base import TokenizerDomain
 from catalex.tokenizers.checkpoint import Curves, epoch_seed, load_checkpoint, save_checkpoint
 from catalex.tokenizers.information import common_size
 from catalex.tokenizers.stratified import StratifiedBatches
 from catalex.tokenizers.unitok_network import SMALLEST, Losses, UniTokNetwork, discriminant
 
-ROWS = 8192
-"""Items encoded at once when all of them are looked at."""
+ROWS = 1024
+"""Items encoded at once when all of them are looked at; the cache of a processor holds their distances."""
+PLACING_ITEMS = 256
+"""Items at most for each code that an expert's codebooks are placed by; more change k-means little (default
+`max_points_per_centroid` of Faiss). With 256 codes, all items of domains up to 65,536 are looked at."""
+SPARE_ITEMS = 16
+"""Items at most for each code that the codes of an expert with few items are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,17 @@ def _optimizer(network: UniTokNetwork) -> torch.optim.Optimizer:
 @torch.no_grad()
 def _principal(network: UniTokNetwork, union: UnionOfDomains) -> None:
     """Set the linear encoder to the leading principal axes of the inputs, the decoder to their transpose."""
-    x, shares = union.inputs.double(), union.split(union.inputs[:, 0])
-    mass = torch.cat(
-        [torch.full_like(s, float(w) / len(s)) for s, w in zip(shares, union.weights, strict=True)]
-    )
-    mass = (mass / mass.sum()).double()[:, None]
-    mean = (x * mass).sum(0)
-    _, axes = torch.linalg.eigh(((x - mean) * mass).T @ (x - mean))
+    x, sizes = union.inputs, torch.tensor(union.sizes, device=union.inputs.device)
+    mass = (union.weights.double() / sizes).repeat_interleave(sizes)[:, None]
+    mass = mass / mass.sum()
+    mean = torch.stack([(part.double() * share).sum(0) for part, share in passes(x, mass)]).sum(0)
+    spread = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for part, share in passes(
+        x, mass
+    ):  # piece by piece: in float64 all at once would take six times the inputs
+        centred = part.double() - mean
+        spread += (centred * share).T @ centred
+    _, axes = torch.linalg.eigh(spread)
     axes = axes.flip(1)[:, : network.latent].float()
     encoder, decoder = network.encoder[0], network.decoder[0]
     assert isinstance(encoder, torch.nn.Linear)
@@ -166,45 +176,60 @@ def initialise(network: UniTokNetwork, union: UnionOfDomains, seed: int) -> None
     """Place every expert's codebooks by k-means on its domains, the shared one's on the union; tie the
     router.
 
-    Experts of one domain share it among them: each starts on one cluster of the domain.
+    Experts of one domain share it among them: each starts on one cluster of the domain. Of a large domain a
+    random sample of `PLACING_ITEMS` items a code is looked at.
     """
-    latents = _encode(network, union.inputs)
+    o, everything = network.options, torch.arange(len(union.inputs))
     if network.shared is not None:
-        network.shared.initialise(
-            0, latents, latents, epoch_seed(seed, 0, "shared expert"), balanced=network.options.balanced_init
-        )
-    targets = torch.cat([network.target(part) for part in torch.split(latents, ROWS)])
-    groups = _groups(union, targets, seed)
-    for expert, rows in enumerate(groups):
+        placing_seed = epoch_seed(seed, 0, "shared expert")
+        sample = _some(everything, PLACING_ITEMS * o.codebook_size, placing_seed)
+        latents = _encode(network, union.inputs, sample)
+        network.shared.initialise(0, latents, latents, placing_seed, balanced=o.balanced_init)
+    spare = _encode(network, union.inputs, _some(everything, SPARE_ITEMS * o.codebook_size, seed))
+    read = []
+    for expert, rows in enumerate(_groups(network, union, seed)):
+        latents = _encode(network, union.inputs, rows)
         network.routed.initialise(
             expert,
-            targets[rows],
-            targets,
+            _targets(network, latents),
+            _targets(network, spare),
             epoch_seed(seed, 0, f"expert {expert}"),
-            balanced=network.options.balanced_init,
+            balanced=o.balanced_init,
         )
-    if network.options.router_init == "domains":
-        read = latents if network.options.router_input == "latent" else union.inputs
-        weights, biases = discriminant([read[rows] for rows in groups])
+        read.append(latents if o.router_input == "latent" else union.inputs[rows.to(union.inputs.device)])
+    if o.router_init == "domains":
+        weights, biases = discriminant(read)
         network.router.weight.data.copy_(weights)
         network.router.bias.data.copy_(biases)
 
 
-def _groups(union: UnionOfDomains, latents: Tensor, seed: int) -> list[Tensor]:
-    """For each expert the rows that it starts from."""
+def _groups(network: UniTokNetwork, union: UnionOfDomains, seed: int) -> list[Tensor]:
+    """For each expert the rows that it starts from, at most `PLACING_ITEMS` a code on average over a domain's
+    experts."""
     first = torch.tensor([0, *union.sizes]).cumsum(0).tolist()
     found: list[Tensor] = [torch.zeros(0, dtype=torch.int64)] * len(union.owners)
+    limit = PLACING_ITEMS * network.options.codebook_size
     for owners in {tuple(owners) for owners in union.owners}:
-        rows = torch.cat([torch.arange(first[d], first[d + 1]) for d in owners]).to(latents.device)
         experts = [expert for expert, own in enumerate(union.owners) if tuple(own) == owners]
+        rows = torch.cat([torch.arange(first[d], first[d + 1]) for d in owners])
+        rows = _some(rows, limit * len(experts), epoch_seed(seed, 0, f"sample {owners}"))
         if len(experts) == 1 or len(rows) < len(experts):
             parts = [rows] * len(experts)
         else:
-            clusters = kmeans(latents[rows], len(experts), seed=epoch_seed(seed, 0, f"groups {owners}"))
-            parts = [rows[clusters.assignment == number] for number in range(len(experts))]
+            targets = _targets(network, _encode(network, union.inputs, rows))
+            clusters = kmeans(targets, len(experts), seed=epoch_seed(seed, 0, f"groups {owners}"))
+            parts = [rows[clusters.assignment.cpu() == number] for number in range(len(experts))]
         for expert, part in zip(experts, parts, strict=True):
             found[expert] = part if len(part) else rows
     return found
+
+
+def _some(rows: Tensor, limit: int, seed: int) -> Tensor:
+    """All of the rows ``(N,)``, or a random sample of `limit` of them, ascending."""
+    if len(rows) <= limit:
+        return rows
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:limit]
+    return rows[chosen.sort().values]
 
 
 def _epoch(
@@ -248,9 +273,14 @@ def _revive(
 
 
 @torch.no_grad()
-def _encode(network: UniTokNetwork, inputs: Tensor) -> Tensor:
-    """``(N, d)`` latents of all items."""
-    return torch.cat([network.encoder(part) for part in torch.split(inputs, ROWS)])
+def _encode(network: UniTokNetwork, inputs: Tensor, rows: Tensor) -> Tensor:
+    """``(N, d)`` latents of the items ``(N,)``."""
+    return torch.cat([network.encoder(inputs[part.to(inputs.device)]) for part in torch.split(rows, ROWS)])
+
+
+def _targets(network: UniTokNetwork, latents: Tensor) -> Tensor:
+    """``(N, d)`` what the routed experts quantize of latents ``(N, d)``."""
+    return torch.cat([network.target(part) for part in torch.split(latents, ROWS)])
 
 
 @torch.no_grad()
@@ -258,7 +288,8 @@ def _measure(
     network: UniTokNetwork, union: UnionOfDomains, information: dict[str, list[float | None]], curves: Curves
 ) -> None:
     """I_k of every domain at equal n, and their variance."""
-    latents = union.split(_encode(network, union.inputs))
+    everything = torch.arange(len(union.inputs))
+    latents = union.split(_encode(network, union.inputs, everything))
     found = [
         domain_information(
             x, z, size=common_size(union.sizes), normalised=network.options.normalised_information

@@ -167,7 +167,8 @@ class UTGRecNetwork(nn.Module):
             return found.float()
         assert frozen is not None
         with torch.autocast(frozen.device.type, enabled=False):
-            direct = self.shortcut(frozen.float()).unflatten(1, (self.options.levels, -1))
+            # what each level adds to the one before, so that a demand on the last reaches them all
+            direct = self.shortcut(frozen.float()).unflatten(1, (self.options.levels, -1)).cumsum(1)
         joined: Tensor = found.float() + direct
         return joined
 
@@ -187,7 +188,7 @@ class UTGRecNetwork(nn.Module):
         axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
         weight = torch.zeros(levels, width, x.shape[1])
         for level, block in enumerate(torch.tensor_split(torch.arange(axes.shape[1]), levels)):
-            weight[level:, block] = axes.T[block]
+            weight[level, block] = axes.T[block]
         self.shortcut.weight.copy_(weight.flatten(0, 1))
         self.shortcut.bias.copy_(-(weight.flatten(0, 1) @ mean.float()))
         if self.vector is not None:  # or the codes would lose what nobody can read yet
@@ -203,7 +204,8 @@ class UTGRecNetwork(nn.Module):
             return
         shifts = self.codebooks.turn_onto(projected, seed)
         if shifts is not None:
-            self.shortcut.bias.add_(shifts.flatten().to(self.shortcut.bias))
+            added = shifts.diff(dim=0, prepend=torch.zeros_like(shifts[:1]))
+            self.shortcut.bias.add_(added.flatten().to(self.shortcut.bias))
 
     def forward(self, step: Step, quantize: bool) -> Losses:
         """The objective, eq. 13. Without `quantize` the decoders read H' and the codebooks rest (warm-up)."""

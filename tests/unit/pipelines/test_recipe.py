@@ -170,7 +170,10 @@ def test_a_misspelt_file_is_told_with_the_nearest(path: Path) -> None:
         (SMALLEST + "transfer: {domains: [toys]}\n", "no 'pretrain' block"),
         (SMALLEST + "transfer: {domains: [toys], starts: [best]}\n", "'pretrained' or 'scratch'"),
         (SMALLEST + "tokenize: {adapt: {toyz: rotate}}\n", "tokenize.adapt: unknown domain 'toyz'.*'toys'"),
-        (SMALLEST + "tokenize: {adapt: {toys: turn}}\n", "adapt.toys: input should be 'rotate', 'grow', 'projection' or 'full'"),
+        (
+            SMALLEST + "tokenize: {adapt: {toys: turn}}\n",
+            "adapt.toys: input should be 'rotate', 'grow', 'projection' or 'full'",
+        ),
         (SMALLEST + "tokenize: {conflicts: none}\n", "conflicts: items that share.*reassign, digit"),
         (SMALLEST + "tokenizer: {name: published}\n", "no published identifiers are named"),
         (SMALLEST + "tokenize: {published: {toyz: {}}}\n", "published: unknown domain 'toyz'"),
