@@ -154,6 +154,12 @@ class UTGRecNetwork(nn.Module):
                 shape, tokens=latents.tokens, channels=latents.channels, loss=o.image_loss, seed=seed
             )
 
+    def decoders(self) -> list[nn.Parameter]:
+        """Parameters that begin at random whatever the options: of the text and visual decoders and the map
+        before them."""
+        parts = [part for part in (self.lift, self.text, self.image) if part is not None]
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def hidden(self, content: Batch) -> Tensor:
         """H: ``(B, L, d)``."""
         found: Tensor = self.encoder(content)

@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "alignment_weight": 0.01,
         "quantizer_warmup": 301,
         "learning_rate": 3e-4,
+        "decoder_ratio": 1.0,
         "fine_tune_epochs": 20,
     },
 }
@@ -103,6 +104,10 @@ class UTGRecOptions(Options):
     learning_rate: float = Field(2e-5, gt=0)
     """Peak rate of AdamW in pre-training. UTGRec: 3e-4; ours starts near to where it goes, and from 1e-4 on
     the codes of several domains collapse within three epochs."""
+    decoder_ratio: float = Field(10.0, gt=0)
+    """Rate of the text and visual decoders as a multiple of the rest's (ours: they start from nothing, the
+    rest
+    from something). UTGRec: 1."""
     fine_tune_rate: float = Field(1e-4, gt=0)
     """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4."""
     weight_decay: float = Field(0.01, ge=0)

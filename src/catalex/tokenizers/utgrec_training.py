@@ -126,7 +126,7 @@ def train_utgrec(
     peak = o.fine_tune_rate if fine_tune else o.learning_rate
     rising = round(o.warmup * plan.steps)
     warm = 0 if fine_tune else min(o.quantizer_warmup, plan.steps // 2)
-    optimizer = adamw(network, peak, o.weight_decay, device)
+    optimizer = adamw(network, peak, o.weight_decay, device, fast=network.decoders(), ratio=o.decoder_ratio)
     curves: Curves = {key: [] for key in Losses._fields}
     curves.update({"utilisation": [], "utilisation_at": []})
     sums, begin = torch.zeros(len(Losses._fields), dtype=torch.float64, device=device), 0

@@ -52,7 +52,7 @@ def trained(which: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return facts, {name: value.numpy() for name, value in network.state_dict().items()}
 
 
-def sgd(network: UTGRecNetwork, *settings: Any) -> torch.optim.Optimizer:
+def sgd(network: UTGRecNetwork, *settings: Any, **more: Any) -> torch.optim.Optimizer:
     """In place of AdamW, whose first steps turn gradients that are nothing but rounding into full steps."""
     return torch.optim.SGD(network.parameters(), lr=0.0)
 

@@ -39,6 +39,7 @@ PAPER: dict[str, Any] = {
     "kmeans_init": False,
     "revive_every": 0,
     "learning_rate": 3e-4,
+    "decoder_ratio": 1,
     "fine_tune_rate": 1e-4,
     "weight_decay": 0.01,
     "warmup": 0.03,
