@@ -46,7 +46,12 @@ def inverse_prefix_residual(q: Tensor) -> Tensor:
 
 
 RIDGE = 1e-2
-"""Pull of W towards where it was in `TreeCodebooks.turn_onto`, as a share of the codes' mean square."""
+"""Pull of W towards where it was in `TreeCodebooks.settle`, as a share of the codes' mean square."""
+FLAT = 1e-10
+"""Directions with less than this share of the largest variance count as not taken up by code vectors."""
+SPARE = 0.3
+"""Size of C's random part in each direction that code vectors do not take up, in units of their typical size
+in the others (ours; 0.3, 1 and 3 serve alike)."""
 
 
 class TreeQuantized(NamedTuple):
@@ -92,24 +97,43 @@ class ProjectedCodebook(nn.Module):
             return self.base.float() @ self.projection.float()
 
     @torch.no_grad()
-    def place(self, vectors: Tensor) -> None:
-        """Make all K code vectors equal to ``(K, d_c)``, with W = I."""
-        self.base.copy_(vectors)
-        if self.projection is not None:
-            self.projection.copy_(torch.eye(len(self.projection)))
+    def place(self, vectors: Tensor, seed: int) -> None:
+        """Make all K code vectors equal to ``(K, d_c)``.
+
+        W becomes the orthogonal projection onto the directions that the vectors take up, and C gets a random
+        part in all others (ours). Nothing of it shows in C W; but when W alone is tuned later, it can move
+        codes apart that it otherwise could only turn and stretch together: with d_c >= K every one freely.
+        """
+        if self.projection is None:
+            self.base.copy_(vectors)
+            return
+        if not vectors.isfinite().all():  # training will say so; eigenvectors would fail first
+            self.base.copy_(vectors)
+            return
+        values, axes = torch.linalg.eigh(vectors.double().T @ vectors.double())
+        taken = axes[:, values > FLAT * values.max().clamp(min=1e-30)]
+        full = taken.shape[1] == len(self.projection)
+        onto = torch.eye(len(self.projection)).to(taken) if full else taken @ taken.T
+        spare = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed)).to(onto)
+        typical = vectors.double().square().sum() / max(len(vectors) * taken.shape[1], 1)
+        self.base.copy_(vectors + SPARE * typical.sqrt() * (spare - spare @ onto))
+        self.projection.copy_(onto)
 
     @torch.no_grad()
     def move(self, codes: Tensor, vectors: Tensor) -> None:
         """Move codes ``(m,)`` to ``(m, d_c)`` by their base vectors alone; W and with it all other codes
         stay.
 
-        The base vector solves ``c W = v`` by least squares, see `WEAKEST_DIRECTION`: exact for a W of
-        condition number up to 100, otherwise the nearest code that needs no long base vector.
+        The base vector changes as little as solves ``c W = v`` by least squares, see `WEAKEST_DIRECTION`:
+        exact for a W of condition number up to 100 within the directions that codes take up, otherwise the
+        nearest code that needs no long base vector.
         """
-        if self.projection is not None:
-            inverse = torch.linalg.pinv(self.projection.double(), rtol=WEAKEST_DIRECTION)
-            vectors = vectors.double() @ inverse
-        self.base[codes] = vectors.to(self.base)
+        if self.projection is None:
+            self.base[codes] = vectors.to(self.base)
+            return
+        before, projection = self.base[codes].double(), self.projection.double()
+        inverse = torch.linalg.pinv(projection, rtol=WEAKEST_DIRECTION)
+        self.base[codes] = (before + (vectors.double() - before @ projection) @ inverse).to(self.base)
 
 
 class TreeCodebooks(nn.Module):
@@ -231,8 +255,8 @@ class TreeCodebooks(nn.Module):
 
     @torch.no_grad()
     def initialise(self, h: Tensor, seed: int) -> None:
-        """Place the codes by k-means on the residuals of ``(N, L, d_c)``, with W = I (ours): level 1 by
-        itself, levels that share a codebook pooled.
+        """Place the codes by k-means on the residuals of ``(N, L, d_c)`` (ours; see
+        `ProjectedCodebook.place`): level 1 by itself, levels that share a codebook pooled.
 
         With fewer residuals than codes every residual becomes a code and the others start near one. With
         "quantized" the codebooks follow each other, since a residual depends on the codes before it; a shared
@@ -251,37 +275,29 @@ class TreeCodebooks(nn.Module):
             for levels in stages:
                 rest = self._walk(h.float(), self._tables())[1][:, levels].flatten(0, 1)
                 book = self.book(own[0])
-                book.place(_start(rest, len(book.base), seed + group))
+                book.place(_start(rest, len(book.base), seed + group), seed + group)
 
     @torch.no_grad()
-    def turn_onto(
-        self, h: Tensor, seed: int, sample: int = 4096, rounds: int = 20, settle: int = 10
-    ) -> Tensor | None:
+    def turn_onto(self, h: Tensor, seed: int, sample: int = 4096, rounds: int = 20) -> Tensor | None:
         """Turn every W so that the codes come to lie where the residuals of another domain are (ours).
 
         C stays as it is, so the codes keep their places among one another. By `rotate_onto`: assignment,
-        shared
-        out evenly, alternates with the orthogonal W that brings codes and residuals together; levels that
-        share
-        a codebook share its turn. A translation cannot be expressed by C W and is returned instead.
+        shared out evenly, alternates with the orthogonal W that brings codes and residuals together; levels
+        that share a codebook share its turn. A translation cannot be expressed by C W and is returned
+        instead.
 
         Args:
             h: ``(N, L, d_c)`` vectors of the domain.
             seed: Draws the items it is fitted on.
             sample: Largest number of them.
-            rounds: Largest number of rounds of the turn.
-            settle: Rounds of least squares.
+            rounds: Largest number of rounds.
 
         Returns:
-            ``(L, d_c)`` to be added to h'; None, and nothing is turned, where codes are no products C W or a
-            level's residual depends on the codes before it.
+            ``(L, d_c)`` to be added to h'; None, and nothing is turned, where `follows` is false.
         """
-        if self.residual == "quantized" or any(
-            isinstance(book, ProjectedCodebook) and book.projection is None for book in self.books
-        ):
+        if not self.follows:
             return None
-        drawn = torch.randperm(len(h), generator=torch.Generator().manual_seed(seed))[:sample].sort().values
-        rests = self._walk(h.float()[drawn.to(h.device)], self._tables())[1].cpu()
+        rests = self._residuals(h, seed, sample)
         means = rests.double().mean(0).float()
         shifts = torch.zeros(self.levels, self.width)
         for group in range(len(self.books)):
@@ -294,10 +310,42 @@ class TreeCodebooks(nn.Module):
             assert book.projection is not None
             shifts[levels] = motion.target @ motion.rotation.T - means[levels]
             turned = book.projection.detach().cpu() @ motion.rotation.T
-            moved = (rests[:, levels] + shifts[levels]).flatten(0, 1)
-            settled = _settle(moved, book.base.detach().cpu(), turned, settle)
-            book.projection.copy_(settled.to(book.projection))
+            book.projection.copy_(turned.to(book.projection))
         return shifts if self.residual == "none" else shifts.cumsum(0)
+
+    @torch.no_grad()
+    def settle(self, h: Tensor, seed: int, sample: int = 16384, rounds: int = 20) -> None:
+        """Let every W follow the residuals of another domain, C as it is (ours): nearest codes alternate with
+        the W of least squares, as Lloyd's iteration does for free codes. Without `follows` nothing happens.
+
+        Args:
+            h: ``(N, L, d_c)`` vectors of the domain.
+            seed: Draws the items it is fitted on.
+            sample: Largest number of them.
+            rounds: Rounds of it.
+        """
+        if not self.follows:
+            return
+        rests = self._residuals(h, seed, sample)
+        for group in range(len(self.books)):
+            levels = self._levels_of(group)
+            book = self.book(levels[0])
+            assert book.projection is not None
+            base, projection = book.base.detach().cpu(), book.projection.detach().cpu()
+            settled = _settle(rests[:, levels].flatten(0, 1), base, projection, rounds)
+            book.projection.copy_(settled.to(book.projection))
+
+    @property
+    def follows(self) -> bool:
+        """Whether W alone can follow another domain: not where codes are no products C W, or where a level's
+        residual depends on the codes before it."""
+        books = [book for book in self.books if isinstance(book, ProjectedCodebook)]
+        return self.residual != "quantized" and all(book.projection is not None for book in books)
+
+    def _residuals(self, h: Tensor, seed: int, sample: int) -> Tensor:
+        """Residuals ``(n, L, d_c)`` of at most `sample` random ones of ``(N, L, d_c)``, on the CPU."""
+        drawn = torch.randperm(len(h), generator=torch.Generator().manual_seed(seed))[:sample].sort().values
+        return self._walk(h.float()[drawn.to(h.device)], self._tables())[1].cpu()
 
     def freeze_bases(self, frozen: bool = True) -> None:
         """Exclude all C from learning (UTGRec's fine-tuning, where only W adapts), or include them again."""

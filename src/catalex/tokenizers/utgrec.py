@@ -152,10 +152,15 @@ class UTGRec(ContentTokenizer):
             latents = None  # nothing to draw in these domains
         positives = Positives.of([d.training for d in domains], [len(d.vectors) for d in domains])
         material = Material(index, positives, torch.from_numpy(vectors), latents)
-        if not fine_tune or self.options.turn_codes:
+        start = self.options.fine_tune_start if fine_tune else None
+        if start in (None, "turned"):
             network.begin_at_principal_components(material.vectors[torch.from_numpy(positives.trained)])
-        if fine_tune and self.options.turn_codes:
-            network.turn_codes(material.project(network, positives.trained, device).to(device), seed)
+        if start in ("turned", "settled"):
+            projected = material.project(network, positives.trained, device).to(device)
+            if start == "turned":
+                network.turn_codes(projected, seed)
+            else:
+                network.codebooks.settle(projected, seed)
         curves = train_utgrec(
             network,
             material,

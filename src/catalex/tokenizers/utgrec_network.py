@@ -189,7 +189,8 @@ class UTGRecNetwork(nn.Module):
         x = vectors.double()
         mean = x.mean(0)
         _, axes = torch.linalg.eigh((x - mean).T @ (x - mean))
-        axes = axes.flip(1)[:, :width].float()  # (D, at most d_c), largest variance first
+        count = min(width, self.options.components)
+        axes = axes.flip(1)[:, :count].float()  # (D, at most d_c), largest variance first
         # a sign of its own for each axis, or the result would depend on the library
         axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
         weight = torch.zeros(levels, width, x.shape[1])
@@ -205,13 +206,15 @@ class UTGRecNetwork(nn.Module):
 
     @torch.no_grad()
     def turn_codes(self, projected: Tensor, seed: int) -> None:
-        """Let the codebooks meet H' ``(N, L, d_c)`` of another domain; see `TreeCodebooks.turn_onto`."""
+        """Let the codebooks meet H' ``(N, L, d_c)`` of another domain: turned, then settled; see
+        `TreeCodebooks.turn_onto` and `TreeCodebooks.settle`."""
         if self.shortcut is None:
             return
         shifts = self.codebooks.turn_onto(projected, seed)
         if shifts is not None:
             added = shifts.diff(dim=0, prepend=torch.zeros_like(shifts[:1]))
             self.shortcut.bias.add_(added.flatten().to(self.shortcut.bias))
+            self.codebooks.settle(projected + shifts.to(projected), seed)
 
     def forward(self, step: Step, quantize: bool) -> Losses:
         """The objective, eq. 13. Without `quantize` the decoders read H' and the codebooks rest (warm-up)."""

@@ -13,7 +13,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "utgrec-paper": {
         "encoder": {"name": "qwen2-vl"},
         "shortcut": False,
-        "turn_codes": False,
+        "fine_tune_start": "kept",
+        "code_width": 128,
         "vector_weight": 0.0,
         "kmeans_init": False,
         "revive_every": 0,
@@ -26,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "decoder_ratio": 1.0,
         "fine_tune_epochs": 20,
+        "fine_tune_rate": 1e-4,
     },
 }
 """The settings of the paper where they differ from our defaults."""
@@ -49,8 +51,11 @@ class UTGRecOptions(Options):
     """K_r, codes of the first level. UTGRec: 256."""
     leaf: int | None = Field(None, ge=2, le=65536)
     """K_f, codes of the codebook that the levels 2 to L share; null: 256 (L - 1), as in UTGRec."""
-    code_width: Positive = 128
-    """d_c, width of a code vector. UTGRec's official code: 128."""
+    code_width: Positive = 256
+    """d_c, width of a code vector. UTGRec's official code: 128; ours: as many as root codes, so that W alone
+    can move each of them freely."""
+    components: Positive = 128
+    """Principal components that the shortcut starts from, an equal part of them each level, at most d_c."""
     decoder_width: Positive | None = None
     """d_dec, width of the decoders; null: the encoder's d. UTGRec: 1536, as its encoder."""
     projection_hidden: Positive | None = 768
@@ -108,8 +113,8 @@ class UTGRecOptions(Options):
     """Rate of the text and visual decoders as a multiple of the rest's (ours: they start from nothing, the
     rest
     from something). UTGRec: 1."""
-    fine_tune_rate: float = Field(1e-4, gt=0)
-    """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4."""
+    fine_tune_rate: float = Field(2e-5, gt=0)
+    """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4, at which the codes that `turned` places fall together."""
     weight_decay: float = Field(0.01, ge=0)
     """Of AdamW, on matrices. UTGRec's official code: 0.01."""
     warmup: float = Field(0.03, ge=0, lt=1)
@@ -120,13 +125,12 @@ class UTGRecOptions(Options):
     """Items of a step, over all processes. UTGRec: 16 on each of 16 GPUs."""
     epochs: Positive = 3
     """Passes over the items that occur in training sequences. UTGRec: 3."""
-    turn_codes: bool = True
-    """Whether fine-tuning begins at the domain's own principal components, with W turned in closed form so
-    that
-    the codes meet it (ours; see `TreeCodebooks.turn_onto`): a domain that was not seen otherwise falls on a
-    tenth of the root codes and
-    stays
-    there. Needs `shortcut`, whose bias takes the translation."""
+    fine_tune_start: Literal["turned", "settled", "kept"] = "turned"
+    """Where fine-tuning begins. "kept": where pre-training ended (UTGRec). "settled" (ours): the same, with W
+    fitted to the domain in closed form, so that codes stay near what they meant; see `TreeCodebooks.settle`.
+    "turned" (ours): at the domain's own principal components, with the codes turned to meet them before they
+    settle; see `TreeCodebooks.turn_onto`. A domain that was not seen falls on a tenth of the root codes
+    otherwise and stays there. The last needs `shortcut`, whose bias takes the translation."""
     fine_tune_epochs: Positive = 10
     """The same for a target domain. UTGRec: 20."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -463,10 +463,48 @@ def test_start_with_fewer_vectors_than_codes_copies_them_with_little_noise() -> 
     h = torch.randn(4, 2, 64, generator=torch.Generator().manual_seed(0))
     trees.initialise(h, seed=1)
     assert trees(h).losses.max().item() < 1e-10
-    gaps = trees.book(0).base - h[:, 0][torch.arange(50) % 4]
-    assert not gaps[:4].any()
+    gaps = trees.codebook(0).detach() - h[:, 0][torch.arange(50) % 4]
+    assert gaps[:4].abs().max().item() < 1e-5
     assert gaps[4:].std().item() == pytest.approx(0.1 / 8, rel=0.1)
-    assert len(torch.unique(trees.book(1).base, dim=0)) == 60
+    assert len(torch.unique(trees.codebook(1).detach(), dim=0)) == 60
+
+
+def flat(count: int, seed: int) -> Tensor:
+    """``(N, L, d_c)`` whose residuals take up half of the directions."""
+    h = torch.randn(count, LEVELS, WIDTH, generator=torch.Generator().manual_seed(seed))
+    h[..., WIDTH // 2 :] = 0
+    return h
+
+
+def test_spare_directions_of_the_bases_do_not_show_in_the_codes() -> None:
+    trees = make()
+    trees.initialise(flat(300, 0), seed=0)
+    book = trees.book(0)
+    assert book.base[:, WIDTH // 2 :].std().item() > 0.01
+    assert book()[:, WIDTH // 2 :].abs().max().item() < 1e-5
+
+
+def test_w_alone_moves_codes_freely_where_there_is_a_spare_direction_for_each() -> None:
+    """With d_c >= K and spare directions, `settle` reaches any other code vectors, C as it is; without them it
+    can only turn and stretch all together."""
+    generator = torch.Generator().manual_seed(2)
+    start = torch.zeros(6, 1, 12)
+    start[..., :2] = torch.randn(6, 1, 2, generator=generator)
+    wanted = start.clone()
+    wanted[..., :2] += 0.2 * torch.randn(6, 1, 2, generator=generator)  # each its own way
+    away = wanted.repeat(20, 1, 1)
+    left = {}
+    for spare in (True, False):
+        trees = TreeCodebooks(1, 6, 6, 12, seed=0)
+        trees.initialise(start, seed=0)
+        base = trees.book(0).base
+        if not spare:
+            base.data.copy_(trees.codebook(0).detach())
+        before = base.clone()
+        trees.settle(away, seed=0, rounds=40)
+        assert torch.equal(base, before)
+        left[spare] = (trees.restore(trees.encode(away)) - away).square().sum(-1).mean().item()
+    assert left[True] < 0.02 * left[False]
 
 
 def test_start_refuses_what_cannot_work() -> None:

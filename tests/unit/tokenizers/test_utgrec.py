@@ -166,8 +166,8 @@ def test_k_means_places_the_codes_when_quantization_begins(monkeypatch: pytest.M
     assert placed == [1]  # fine-tuning keeps the codes that it was given
 
 
-@pytest.mark.parametrize("turn_codes", [False, True])
-def test_the_shortcut_begins_at_trained_items(turn_codes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("start", ["turned", "settled", "kept"])
+def test_the_shortcut_begins_at_trained_items(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     begin = UTGRecNetwork.begin_at_principal_components
 
@@ -176,10 +176,12 @@ def test_the_shortcut_begins_at_trained_items(turn_codes: bool, monkeypatch: pyt
         begin(self, vectors)
 
     monkeypatch.setattr(UTGRecNetwork, "begin_at_principal_components", watched)
-    tokenizer = fit(FROZEN, shortcut=True, turn_codes=turn_codes)
+    tokenizer = fit(FROZEN, shortcut=True, fine_tune_start=start)
     assert begun == [46]
     tokenizer.fine_tune(TARGET, "projection", seed=0, device="cpu")
-    assert begun == ([46, 22] if turn_codes else [46])  # else fine-tuning goes on from what was learned
+    assert begun == (
+        [46, 22] if start == "turned" else [46]
+    )  # else fine-tuning goes on from what was learned
 
 
 def test_one_seed_one_result_and_the_seed_acts_on_nothing_else() -> None:
@@ -352,16 +354,17 @@ def test_turned_codes_meet_a_domain_that_was_not_seen(method: str) -> None:
     """Before any step of fine-tuning: C is as it was, and the domain no longer falls on few codes."""
     away = replace(TARGET, vectors=3 * TARGET.vectors[:, ::-1] + 8)
     used = {}
-    for turn_codes in (False, True):
-        options = {"epochs": 6, "fine_tune_epochs": 1, "fine_tune_rate": 1e-12, "turn_codes": turn_codes}
+    for start in ("kept", "settled", "turned"):
+        options = {"epochs": 6, "fine_tune_epochs": 1, "fine_tune_rate": 1e-12, "fine_tune_start": start}
         common = fit(FROZEN, shortcut=True, **options)
         own, _ = common.fine_tune(away, method, seed=0, device="cpu")
         torch.testing.assert_close(
             {name: value for name, value in weights(own).items() if name.endswith(".base")},
             {name: value for name, value in weights(common).items() if name.endswith(".base")},
         )
-        used[turn_codes] = len(np.unique(own.encode(rows(own, away))[:, 0]))
-    assert used[True] > used[False]
+        used[start] = len(np.unique(own.encode(rows(own, away))[:, 0]))
+    assert used["turned"] > used["kept"]
+    assert used["settled"] > used["kept"]
 
 
 def test_fine_tuning_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ PAPER: dict[str, Any] = {
     "projection_hidden": 768,
     "dropout": 0.1,
     "shortcut": False,
-    "turn_codes": False,
+    "fine_tune_start": "kept",
     "vector_weight": 0,
     "residual": "prefix",
     "share_leaf": True,
