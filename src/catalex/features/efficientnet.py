@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any
@@ -66,33 +67,19 @@ class EfficientNetLite0(ContentEncoder):
     def encode(self, items: Sequence[ItemContent], advance: Callable[[int], None] | None = None) -> Floats:
         """Vectors ``(N, 1280)``; decoded pixels of one batch at a time are held in memory."""
         vectors = np.zeros((len(items), self.width), np.float32)
-        for start in range(0, len(items), self.options.batch_size):
-            batch = items[start : start + self.options.batch_size]
-            pixels = [self._pixels(item.image) for item in batch]
-            present = [row for row, image in enumerate(pixels) if image is not None]
-            if present:
-                stacked = np.stack([image for image in pixels if image is not None])
-                vectors[[start + row for row in present]] = self._forward(stacked)
-            if advance is not None:
-                advance(len(batch))
+        with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+            for start in range(0, len(items), self.options.batch_size):
+                batch = items[start : start + self.options.batch_size]
+                images = [item.image for item in batch]
+                pixels = list(pool.map(_pixels, images))
+                present = [row for row, found in enumerate(pixels) if found is not None]
+                self.failures += sum(image is not None for image in images) - len(present)
+                if present:
+                    stacked = np.stack([found for found in pixels if found is not None])
+                    vectors[[start + row for row in present]] = self._forward(stacked)
+                if advance is not None:
+                    advance(len(batch))
         return vectors
-
-    def _pixels(self, data: bytes | None) -> Floats | None:
-        """Normalised pixels ``(3, 224, 224)``, or None without a readable image."""
-        from catalex.data.images.decoding import decode_image  # Pillow is optional
-
-        if data is None:
-            return None
-        try:
-            image = decode_image(data, size=2 * IMAGE_SIZE)  # keeps proportions and never enlarges
-        except CatalexError:
-            self.failures += 1
-            return None
-        # squeezed to a square rather than cropped: a poster's or bottle's ends are part of the product
-        square = image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), resample=BICUBIC)
-        scaled = np.asarray(square, np.float32) / np.float32(255)
-        normalised: Floats = ((scaled - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1).astype(np.float32)
-        return normalised
 
     @torch.inference_mode()
     def _forward(self, pixels: Floats) -> Floats:
@@ -103,6 +90,23 @@ class EfficientNetLite0(ContentEncoder):
         features = self._model.extract_features(images).float().mean((2, 3))
         result: Floats = torch.nn.functional.normalize(features, dim=-1).cpu().numpy()
         return result
+
+
+def _pixels(data: bytes | None) -> Floats | None:
+    """Normalised pixels ``(3, 224, 224)``, or None without a readable image."""
+    from catalex.data.images.decoding import decode_image  # Pillow is optional
+
+    if data is None:
+        return None
+    try:
+        image = decode_image(data, size=2 * IMAGE_SIZE)  # keeps proportions and never enlarges
+    except CatalexError:
+        return None
+    # squeezed to a square rather than cropped: a poster's or bottle's ends are part of the product
+    square = image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), resample=BICUBIC)
+    scaled = np.asarray(square, np.float32) / np.float32(255)
+    normalised: Floats = ((scaled - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1).astype(np.float32)
+    return normalised
 
 
 def _weights_file() -> Path:

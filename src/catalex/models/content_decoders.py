@@ -116,7 +116,7 @@ class VisualDecoder(nn.Module):
         width: int = 1024,
         blocks: int = 3,
         repeats: int = 4,
-        recompute: bool = False,
+        recompute: bool | None = None,
     ) -> None:
         """
         Args:
@@ -128,7 +128,7 @@ class VisualDecoder(nn.Module):
             width: Width of the denoiser; see `DiffusionLoss`, as for the rest.
             blocks: Its blocks.
             repeats: Noise draws of each token a step.
-            recompute: Save memory for time.
+            recompute: Save memory for time; None: in large steps.
         """
         super().__init__()
         self.tokens, self.channels = tokens, channels

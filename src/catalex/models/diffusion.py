@@ -31,6 +31,10 @@ LIMIT = 5.0
 """Largest value of a sampled channel, in standard deviations of the data (ours)."""
 
 
+ROWS_KEPT = 2**16
+"""Tokens times draws of a step whose activations are kept, about 15 GiB at width 1024 (ours)."""
+
+
 class DiffusionLoss(nn.Module):
     """Trains a denoiser on (x, z) pairs, and samples x given z from it."""
 
@@ -42,7 +46,7 @@ class DiffusionLoss(nn.Module):
         width: int = 1024,
         blocks: int = 3,
         repeats: int = 4,
-        recompute: bool = False,
+        recompute: bool | None = None,
     ) -> None:
         """
         Args:
@@ -52,7 +56,8 @@ class DiffusionLoss(nn.Module):
             blocks: Its residual blocks (MAR, UTGRec: 3).
             repeats: Independent noise draws of each pair a step; the condition is computed once (MAR: 4).
             recompute: Drop the denoiser's activations and make them again in the backward pass, one draw at a
-                time: about a quarter of the memory for a third more time. The value is the same.
+                time: about a quarter of the memory for a third more time. The value is the same. None: for
+                steps of more than `ROWS_KEPT` rows.
         """
         super().__init__()
         self.channels, self.repeats, self.recompute = channels, repeats, recompute
@@ -80,7 +85,8 @@ class DiffusionLoss(nn.Module):
         t = torch.randint(len(self.schedule.betas), (rows,), device=x.device, generator=generator)
         eps = torch.randn(rows, self.channels, device=x.device, generator=generator)
         condition = self.denoiser.condition(z)
-        if not (self.recompute and torch.is_grad_enabled()):
+        recompute = rows > ROWS_KEPT if self.recompute is None else self.recompute
+        if not (recompute and torch.is_grad_enabled()):
             x, condition = x.repeat(self.repeats, 1), condition.repeat(self.repeats, 1)
             total = (self._losses(x, condition, t, eps) * weight.repeat(self.repeats)).sum()
         else:

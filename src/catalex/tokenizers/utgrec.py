@@ -156,6 +156,8 @@ class UTGRec(ContentTokenizer):
         if start in (None, "turned"):
             network.begin_at_principal_components(material.vectors[torch.from_numpy(positives.trained)])
         if start in ("turned", "settled"):
+            if network.shortcut is not None:
+                network.begin_correction()  # what was learned for other domains' codes tears these apart
             projected = material.project(network, positives.trained, device).to(device)
             if start == "turned":
                 network.turn_codes(projected, seed)

@@ -145,10 +145,7 @@ class UTGRecNetwork(nn.Module):
         self.shortcut: nn.Linear | None = None
         if vectors_width is not None and o.shortcut:
             self.shortcut = nn.Linear(vectors_width, o.levels * o.code_width)
-            last = self.project[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)  # the encoder begins as a correction of nothing to what is known
-            nn.init.zeros_(last.bias)
+            self.begin_correction()
         if latents is not None and o.image_weight > 0:
             self.image = VisualDecoder(
                 shape, tokens=latents.tokens, channels=latents.channels, loss=o.image_loss, seed=seed
@@ -177,6 +174,14 @@ class UTGRecNetwork(nn.Module):
             direct = self.shortcut(frozen.float()).unflatten(1, (self.options.levels, -1)).cumsum(1)
         joined: Tensor = found.float() + direct
         return joined
+
+    @torch.no_grad()
+    def begin_correction(self) -> None:
+        """Let the encoder's part of H' be zero, a correction of nothing to what the shortcut knows."""
+        last = self.project[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     @torch.no_grad()
     def begin_at_principal_components(self, vectors: Tensor) -> None:

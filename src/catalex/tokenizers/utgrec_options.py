@@ -114,7 +114,8 @@ class UTGRecOptions(Options):
     rest
     from something). UTGRec: 1."""
     fine_tune_rate: float = Field(2e-5, gt=0)
-    """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4, at which the codes that `turned` places fall together."""
+    """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4, at which the codes that were placed so fall together
+    again."""
     weight_decay: float = Field(0.01, ge=0)
     """Of AdamW, on matrices. UTGRec's official code: 0.01."""
     warmup: float = Field(0.03, ge=0, lt=1)
@@ -126,11 +127,12 @@ class UTGRecOptions(Options):
     epochs: Positive = 3
     """Passes over the items that occur in training sequences. UTGRec: 3."""
     fine_tune_start: Literal["turned", "settled", "kept"] = "turned"
-    """Where fine-tuning begins. "kept": where pre-training ended (UTGRec). "settled" (ours): the same, with W
-    fitted to the domain in closed form, so that codes stay near what they meant; see `TreeCodebooks.settle`.
-    "turned" (ours): at the domain's own principal components, with the codes turned to meet them before they
-    settle; see `TreeCodebooks.turn_onto`. A domain that was not seen falls on a tenth of the root codes
-    otherwise and stays there. The last needs `shortcut`, whose bias takes the translation."""
+    """Where fine-tuning begins. "kept": where pre-training ended (UTGRec). "settled" (ours): with W fitted to
+    the domain in closed form, so that codes stay near what they meant; see `TreeCodebooks.settle`. "turned"
+    (ours): at the domain's own principal components, with the codes turned to meet them before they settle;
+    see `TreeCodebooks.turn_onto`. A domain that was not seen falls on a tenth of the root codes otherwise and
+    stays there. With a `shortcut`, whose bias takes the translation of "turned", the encoder's part of H'
+    begins again in both."""
     fine_tune_epochs: Positive = 10
     """The same for a target domain. UTGRec: 20."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -50,7 +50,7 @@ def test_knows_what_is_on_the_photograph(encoder: EfficientNetLite0) -> None:
 
     model = efficientnet._load_model(encoder._weights, "cpu")
     for data, expected in zip(photographs()[::2], (698, 985), strict=True):  # ImageNet classes: palace, daisy
-        pixels = encoder._pixels(data)
+        pixels = efficientnet._pixels(data)
         assert pixels is not None
         with torch.no_grad():
             assert expected in model(torch.from_numpy(pixels)[None])[0].topk(5).indices

@@ -337,3 +337,16 @@ def test_many_vectors_place_the_codebooks_by_a_sample(monkeypatch: pytest.Monkey
             found = book(vectors, zeros).vectors
         errors.append(float((vectors - found).square().mean()))
     assert errors[1] < 1.2 * errors[0]
+
+
+def test_trained_experts_are_compared_only_where_vectors_go_and_alike() -> None:
+    """Distances equal those of all experts at once, whatever else is in the block."""
+    found = books()
+    vectors, experts = batch()
+    all_at_once = found.distances(vectors, experts, 1)  # in training mode
+    found.eval()
+    torch.testing.assert_close(found.distances(vectors, experts, 1), all_at_once, atol=1e-5, rtol=1e-5)
+    alone = found.distances(vectors, torch.full_like(experts, 2), 1)
+    mixed = found.distances(vectors, experts, 1)
+    assert torch.equal(mixed[experts == 2], alone[experts == 2])
+    assert torch.equal(found.nearest(vectors, experts, 1), mixed.argmin(1))

@@ -485,8 +485,8 @@ def test_spare_directions_of_the_bases_do_not_show_in_the_codes() -> None:
 
 
 def test_w_alone_moves_codes_freely_where_there_is_a_spare_direction_for_each() -> None:
-    """With d_c >= K and spare directions, `settle` reaches any other code vectors, C as it is; without them it
-    can only turn and stretch all together."""
+    """With d_c >= K and spare directions, `settle` reaches any other code vectors, C as it is; without them
+    it can only turn and stretch all together."""
     generator = torch.Generator().manual_seed(2)
     start = torch.zeros(6, 1, 12)
     start[..., :2] = torch.randn(6, 1, 2, generator=generator)

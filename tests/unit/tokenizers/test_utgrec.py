@@ -179,9 +179,7 @@ def test_the_shortcut_begins_at_trained_items(start: str, monkeypatch: pytest.Mo
     tokenizer = fit(FROZEN, shortcut=True, fine_tune_start=start)
     assert begun == [46]
     tokenizer.fine_tune(TARGET, "projection", seed=0, device="cpu")
-    assert begun == (
-        [46, 22] if start == "turned" else [46]
-    )  # else fine-tuning goes on from what was learned
+    assert begun == ([46, 22] if start == "turned" else [46])  # else from what was learned
 
 
 def test_one_seed_one_result_and_the_seed_acts_on_nothing_else() -> None:

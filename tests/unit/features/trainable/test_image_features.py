@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from catalex.features import ItemContent
-from catalex.features.efficientnet import EfficientNetLite0, EfficientNetLite0Options, _load_model
+from catalex.features.efficientnet import EfficientNetLite0, EfficientNetLite0Options, _load_model, _pixels
 from catalex.features.trainable.image_features import CHANNELS, GridFeatures, ImageCollector
 from unit.features.tiny import picture
 
@@ -29,7 +29,7 @@ def test_one_token_is_the_image_encoders_vector() -> None:
 def test_four_tokens_are_the_quarters() -> None:
     grid = GridFeatures(4)
     found = grid.encode([ItemContent("", GOOD)]).reshape(4, CHANNELS)
-    pixels = grid._pixels(GOOD)
+    pixels = _pixels(GOOD)
     assert pixels is not None
     with torch.no_grad():
         maps = _load_model(grid._weights, "cpu").extract_features(torch.from_numpy(pixels)[None])[0].numpy()
