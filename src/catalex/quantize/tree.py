@@ -278,40 +278,37 @@ class TreeCodebooks(nn.Module):
                 book.place(_start(rest, len(book.base), seed + group), seed + group)
 
     @torch.no_grad()
-    def turn_onto(self, h: Tensor, seed: int, sample: int = 4096, rounds: int = 20) -> Tensor | None:
-        """Turn every W so that the codes come to lie where the residuals of another domain are (ours).
+    def turn_onto(self, h: Tensor, seed: int, sample: int = 4096, rounds: int = 20) -> None:
+        """Turn every W so that the codes come to lie where the residuals of another domain are (ours), C as it
+        is. Without `follows` nothing happens.
 
-        C stays as it is, so the codes keep their places among one another. By `rotate_onto`: assignment,
-        shared out evenly, alternates with the orthogonal W that brings codes and residuals together; levels
-        that share a codebook share its turn. A translation cannot be expressed by C W and is returned
-        instead.
+        By `rotate_onto`: assignment, shared out evenly, alternates with the rotation and translation that
+        bring codes and residuals together; levels that share a codebook share its turn. W becomes the least
+        squares solution for the moved codes: exact where C has spare directions for it.
 
         Args:
             h: ``(N, L, d_c)`` vectors of the domain.
             seed: Draws the items it is fitted on.
             sample: Largest number of them.
             rounds: Largest number of rounds.
-
-        Returns:
-            ``(L, d_c)`` to be added to h'; None, and nothing is turned, where `follows` is false.
         """
         if not self.follows:
-            return None
+            return
         rests = self._residuals(h, seed, sample)
-        means = rests.double().mean(0).float()
-        shifts = torch.zeros(self.levels, self.width)
         for group in range(len(self.books)):
             levels = self._levels_of(group)
             book = self.book(levels[0])
-            table = book().cpu()
-            start = Motion(torch.zeros(self.width), torch.eye(self.width), table.mean(0))
-            centred = (rests[:, levels] - means[levels]).flatten(0, 1)
-            motion = rotate_onto(centred, [table], start, rounds=rounds).motion
             assert book.projection is not None
-            shifts[levels] = motion.target @ motion.rotation.T - means[levels]
-            turned = book.projection.detach().cpu() @ motion.rotation.T
-            book.projection.copy_(turned.to(book.projection))
-        return shifts if self.residual == "none" else shifts.cumsum(0)
+            table = book().cpu()
+            own = rests[:, levels].flatten(0, 1)
+            mean = own.double().mean(0).float()
+            start = Motion(torch.zeros(self.width), torch.eye(self.width), table.mean(0))
+            motion = rotate_onto(own - mean, [table], start, rounds=rounds).motion
+            moved = (table - motion.target) @ motion.rotation.T + mean
+            base = book.base.detach().cpu().double()
+            before = book.projection.detach().cpu().double() @ motion.rotation.T.double()
+            added = torch.linalg.pinv(base, rtol=WEAKEST_DIRECTION) @ (moved.double() - base @ before)
+            book.projection.copy_((before + added).to(book.projection))
 
     @torch.no_grad()
     def settle(self, h: Tensor, seed: int, sample: int = 16384, rounds: int = 20) -> None:

@@ -160,9 +160,8 @@ class UTGRec(ContentTokenizer):
                 network.begin_correction()  # what was learned for other domains' codes tears these apart
             projected = material.project(network, positives.trained, device).to(device)
             if start == "turned":
-                network.turn_codes(projected, seed)
-            else:
-                network.codebooks.settle(projected, seed)
+                network.codebooks.turn_onto(projected, seed)
+            network.codebooks.settle(projected, seed)
         curves = train_utgrec(
             network,
             material,

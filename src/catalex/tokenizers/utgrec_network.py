@@ -209,18 +209,6 @@ class UTGRecNetwork(nn.Module):
             self.vector.map.weight.copy_(rebuild)
             self.vector.map.bias.copy_(mean.float())
 
-    @torch.no_grad()
-    def turn_codes(self, projected: Tensor, seed: int) -> None:
-        """Let the codebooks meet H' ``(N, L, d_c)`` of another domain: turned, then settled; see
-        `TreeCodebooks.turn_onto` and `TreeCodebooks.settle`."""
-        if self.shortcut is None:
-            return
-        shifts = self.codebooks.turn_onto(projected, seed)
-        if shifts is not None:
-            added = shifts.diff(dim=0, prepend=torch.zeros_like(shifts[:1]))
-            self.shortcut.bias.add_(added.flatten().to(self.shortcut.bias))
-            self.codebooks.settle(projected + shifts.to(projected), seed)
-
     def forward(self, step: Step, quantize: bool) -> Losses:
         """The objective, eq. 13. Without `quantize` the decoders read H' and the codebooks rest (warm-up)."""
         o, items = self.options, len(step.rows)
@@ -246,10 +234,11 @@ class UTGRecNetwork(nn.Module):
             )
         if step.positive is not None:
             other = self._reconstruct(lifted, restored, step.positive)
-            cooccurrence = other[0] + o.image_weight * other[1] + o.vector_weight * other[2]
+            cooccurrence = (
+                o.content_weight * (other[0] + o.image_weight * other[1]) + o.vector_weight * other[2]
+            )
         total = (
-            text
-            + o.image_weight * image
+            o.content_weight * (text + o.image_weight * image)
             + o.vector_weight * vector
             + o.code_weight * code
             + o.alignment_weight * alignment

@@ -83,6 +83,8 @@ class UTGRecOptions(Options):
     published weight belongs, or their sum as in eq. 5."""
     code_weight: float = Field(200.0, ge=0)
     """lambda, weight of the codebook loss. UTGRec: 200."""
+    content_weight: float = Field(1.0, ge=0)
+    """Weight of the reconstruction of text and image, L_raw and its part of L_rec+ (UTGRec: 1)."""
     image_weight: float = Field(3.0, ge=0)
     """alpha, weight of image against text reconstruction. UTGRec's best: 3."""
     vector_weight: float = Field(1.0, ge=0)
