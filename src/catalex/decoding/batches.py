@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from catalex.decoding.beam import Decoded, Precision, check_sizes, nothing_found, search_index
+from catalex.decoding.masks import OpenNodes, exclusions, open_nodes
 from catalex.decoding.trie import Trie
 from catalex.errors import user_error
 from catalex.models.t5 import PAD, T5
@@ -24,6 +25,7 @@ def search_all(
     beam: int,
     k: int,
     allowed: NDArray[np.bool_] | None = None,
+    exclude: Sequence[NDArray[Any] | Sequence[int]] | None = None,
     precision: Precision = "fp32",
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
@@ -33,6 +35,7 @@ def search_all(
     Args:
         histories: U token sequences without padding, each with at least one token (the end token will do).
         allowed: ``(N,)`` or ``(U, N)``.
+        exclude: For each history the ids of items that may not come out.
         batch_size: Histories at a time. Bounds memory, changes no result: the largest arrays of a batch hold
             ``batch_size x beam x V`` float32 and ``batch_size x beam x`` (most children of a node) int64.
         progress: Called with the number of histories just finished.
@@ -58,6 +61,10 @@ def search_all(
             "the mask has another number of histories", place="allowed", value=allowed.shape, allowed=shape
         )
     index = trie.to(device)  # one state for all batches, whatever is added meanwhile
+    excluded = None if exclude is None else exclusions(exclude, len(lengths), torch.device("cpu"))
+    shared = None
+    if allowed is not None and allowed.ndim == 1 and len(lengths) and len(allowed) == index.size:
+        shared = open_nodes(index, torch.from_numpy(allowed).to(device))
     found = nothing_found(len(lengths), k, torch.device("cpu"))
     order = np.argsort(lengths, kind="stable")
     for begin in range(0, len(order), batch_size):
@@ -66,10 +73,11 @@ def search_all(
         inside = position < lengths[chosen, None]
         places = (ends - lengths)[chosen, None] + position
         padded = np.where(inside, flat[np.where(inside, places, 0)], PAD)
-        mask = None
-        if allowed is not None:
+        mask: torch.Tensor | OpenNodes | None = shared
+        if allowed is not None and mask is None:
             mask = torch.from_numpy(allowed if allowed.ndim == 1 else allowed[chosen]).to(device)
-        best = search_index(model, torch.from_numpy(padded).to(device), index, beam, k, mask, precision)
+        gone = None if excluded is None else excluded[torch.from_numpy(chosen)].to(device)
+        best = search_index(model, torch.from_numpy(padded).to(device), index, beam, k, mask, gone, precision)
         where = torch.from_numpy(chosen)
         found.items[where], found.scores[where] = best.items.cpu(), best.scores.cpu()
         if progress is not None:

@@ -5,34 +5,38 @@ summed; the trie only chooses among continuations (masking before the softmax wo
 end token is not scored. ``beam_search`` keeps the `beam` best prefixes of each level; with a beam as large as
 the catalogue that is the exhaustive ranking.
 
-Ties: prefixes of equal score are ordered by their tokens, complete identifiers by item id. The order is
-total, so the result depends neither on the batch nor on the device. It is cheap because a candidate's score
-and number are packed into one integer (`_keys`) and a single top-k selects by both.
-
 Where the time goes, and what is done about it: a history is encoded once and its cross-attention keys and
-values are shared by all its beams, which are queries of one user rather than rows of their own; the first
-step has one row a user; no step waits for the device.
+values are shared by all its beams; the first step has one row a user (`forward`). On a CPU, users of similar
+length are searched together, few at a time, so that what one product writes is still in the cache when the
+next one reads it and short histories pay for no padding. On other devices no step waits for the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from catalex.decoding.trie import ABSENT, DeviceLevel, DeviceTrie, Trie
+from catalex.decoding.forward import Past, encode, step
+from catalex.decoding.masks import OpenNodes, closed_nodes, exclusions, few_excluded, open_nodes
+from catalex.decoding.selection import Beams, select
+from catalex.decoding.trie import ABSENT, DeviceTrie, Trie
+from catalex.decoding.weights import Weights, weights_of
 from catalex.errors import user_error
-from catalex.models.t5 import PAD, T5, KeysValues
+from catalex.models.t5 import PAD, T5
+
+Excluded: TypeAlias = Tensor | Sequence[NDArray[Any] | Sequence[int]]
+"""Items that may not come out: for each history a sequence of ids, or ``(U, E)`` integers filled with -1."""
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 """Number format of the matrix products. Softmax, log-probabilities and scores are float32 in both."""
 
-DEAD = torch.iinfo(torch.int64).min
-"""Key of a candidate that may not be chosen; below the key of every score."""
-
-LOW = 2**32 - 1
+ROWS = 800
+"""Tokens or beams that a CPU works on at a time: what is computed of so many rows stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,6 @@ class Decoded:
     scores: Tensor
 
 
-@dataclass(frozen=True)
-class _Beams:
-    """The kept prefixes of a level, best first; each ``(B, W)``. `parent` is the beam of the level above."""
-
-    parent: Tensor
-    node: Tensor
-    score: Tensor
-    alive: Tensor
-
-
-# no_grad, not inference_mode: the model caches tensors that a later training step must be able to use
 @torch.no_grad()
 def beam_search(
     model: T5,
@@ -68,7 +61,8 @@ def beam_search(
     *,
     beam: int,
     k: int,
-    allowed: Tensor | None = None,
+    allowed: Tensor | OpenNodes | None = None,
+    exclude: Excluded | None = None,
     precision: Precision = "fp32",
 ) -> Decoded:
     """The `k` best items for each history.
@@ -81,14 +75,18 @@ def beam_search(
         trie: The catalogue; all of it, also items that training never saw.
         beam: Prefixes kept at each level, at least `k`.
         k: Items wanted.
-        allowed: ``(N,)`` or ``(B, N)`` bool, items that may come out (N is `trie.size`); None for all.
+        allowed: ``(N,)`` or ``(B, N)`` bool, items that may come out (N is `trie.size`); None for all. A mask
+            costs a pass over the catalogue; what `masks.open_nodes` makes of it can be given again and again.
+        exclude: For each history the ids of items that may not come out, as sequences or as ``(B, E)``
+            integers filled with `ABSENT`. Costs what its length asks, whatever N is. Ids that no item has
+            exclude nothing.
         precision: "bf16" is faster on hardware that has it; scores then differ by about 0.05.
 
     Raises:
-        CatalexError: When `k` is larger than `beam`, a size is not positive, `allowed` has another shape, or
-            the identifiers use tokens that the model's vocabulary lacks.
+        CatalexError: When `k` is larger than `beam`, a size is not positive, `allowed` or `exclude` has
+            another shape, or the identifiers use tokens that the model's vocabulary lacks.
     """
-    return search_index(model, tokens, trie.to(tokens.device), beam, k, allowed, precision)
+    return search_index(model, tokens, trie.to(tokens.device), beam, k, allowed, exclude, precision)
 
 
 @torch.no_grad()
@@ -98,123 +96,85 @@ def search_index(
     index: DeviceTrie,
     beam: int,
     k: int,
-    allowed: Tensor | None,
+    allowed: Tensor | OpenNodes | None,
+    exclude: Excluded | None,
     precision: Precision,
 ) -> Decoded:
     """`beam_search` over one state of a trie, on the device of `tokens`."""
     _check(model, index, tokens, beam, k, allowed)
+    excluded = None if exclude is None else exclusions(exclude, len(tokens), tokens.device)
+    found = nothing_found(len(tokens), k, tokens.device)
     if len(tokens) == 0 or len(index.items) == 0:
-        return nothing_found(len(tokens), k, tokens.device)
-    training = model.training
-    model.eval()
-    try:
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return _search(model, tokens, index, beam, k, allowed)
-    finally:
-        model.train(training)
+        return found
+    opened = allowed if isinstance(allowed, OpenNodes) else None
+    if isinstance(allowed, Tensor):
+        few = few_excluded(allowed) if allowed.device.type == "cpu" else None
+        if few is None:
+            opened = open_nodes(index, allowed)
+        else:
+            few = few.expand(len(tokens), -1)
+            excluded = few if excluded is None else torch.cat([excluded, few], dim=1)
+    weights = weights_of(model, torch.bfloat16 if precision == "bf16" else torch.float32)
+    with torch.autocast(tokens.device.type, enabled=False):
+        if tokens.device.type != "cpu":
+            return _search(weights, tokens, index, beam, k, opened, excluded)
+        lengths = tokens.shape[1] - (tokens.flip(1) != PAD).int().argmax(1)
+        order = lengths.argsort(stable=True)
+        for users, length in _bites(order, lengths, beam):
+            part = _search(
+                weights,
+                tokens[users, :length],
+                index,
+                beam,
+                k,
+                None if opened is None else opened.take(users),
+                None if excluded is None else excluded[users],
+            )
+            found.items[users], found.scores[users] = part.items, part.scores
+    return found
 
 
-# --- the search ---------------------------------------------------------------------------------------------
+def _bites(order: Tensor, lengths: Tensor, beam: int) -> list[tuple[Tensor, int]]:
+    """Users of similar length, as many as `ROWS` allows, and the longest length among them."""
+    bites, begin, sizes = [], 0, lengths[order].tolist()
+    while begin < len(order):
+        end = begin + 1
+        while end < len(order) and (end + 1 - begin) * max(beam, sizes[end]) <= ROWS:
+            end += 1
+        bites.append((order[begin:end], sizes[end - 1]))
+        begin = end
+    return bites
 
 
+@torch.inference_mode()
 def _search(
-    model: T5, tokens: Tensor, index: DeviceTrie, beam: int, k: int, allowed: Tensor | None
+    weights: Weights,
+    tokens: Tensor,
+    index: DeviceTrie,
+    beam: int,
+    k: int,
+    opened: OpenNodes | None,
+    excluded: Tensor | None,
 ) -> Decoded:
-    memory = model.remember(tokens)
-    masks = [None] * len(index.levels) if allowed is None else _node_masks(index, allowed)
-    rows = torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.device)
-    beams = _Beams(rows, rows, rows.float(), rows == 0)  # the root
-    newest = rows + PAD
-    caches: list[KeysValues] | None = None
-    for depth, (level, mask) in enumerate(zip(index.levels, masks, strict=True)):
-        logits, caches = model.step(newest, caches, memory)
-        last = depth == len(index.levels) - 1
-        width = min(beam, len(level.tokens), beams.node.shape[1] * level.fan_out)
-        beams = _select(
-            level, beams, logits.float().log_softmax(-1), mask, index.items if last else None, width
-        )
-        if not last:
-            caches = [
-                (_of_parents(keys, beams.parent), _of_parents(values, beams.parent))
-                for keys, values in caches
-            ]
+    encoded = encode(weights, tokens)
+    closed = None if excluded is None else closed_nodes(index, excluded, opened)
+    users = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+    root = torch.zeros_like(users)
+    beams = Beams(root, root, root.float(), root == 0)
+    newest, past = root + PAD, Past([], [])
+    for depth, level in enumerate(index.levels):
+        log_probabilities = step(weights, newest, past, encoded).log_softmax(-1)
+        kept = beams.node.shape[1]
+        width = min(beam, len(level.tokens), kept * level.fan_out)
+        beams = select(index, depth, beams, log_probabilities, width, opened, closed)
+        if depth < len(index.levels) - 1:
+            past.follow((beams.parent + users * kept).flatten())
             newest = level.tokens[beams.node].long()
     found = nothing_found(len(tokens), k, tokens.device)
     count = min(k, beams.node.shape[1])
     found.items[:, :count] = beams.node.where(beams.alive, ABSENT)[:, :count]
     found.scores[:, :count] = beams.score[:, :count]
     return found
-
-
-def _select(
-    level: DeviceLevel,
-    beams: _Beams,
-    log_probabilities: Tensor,
-    mask: Tensor | None,
-    items: Tensor | None,
-    width: int,
-) -> _Beams:
-    """The `width` best children of the beams' nodes.
-
-    Args:
-        log_probabilities: ``(B, W, V)`` of the next token of each beam.
-        mask: ``(1 or B, nodes)`` bool, nodes of this level that may be entered.
-        items: At the last level, the item of each node: beams then carry items instead of nodes.
-    """
-    first, end = level.starts[beams.node], level.starts[beams.node + 1]
-    children = first.unsqueeze(-1) + torch.arange(level.fan_out, device=first.device)  # (B, W, F)
-    valid = (children < end.unsqueeze(-1)) & beams.alive.unsqueeze(-1)
-    children = children.where(valid, 0)
-    if mask is not None:
-        valid &= mask.expand(len(children), -1).gather(1, children.flatten(1)).view_as(valid)
-    scores = beams.score.unsqueeze(-1) + log_probabilities.gather(2, level.tokens[children].long())
-    names = children if items is None else items[children].long()
-    keys, places = _keys(scores, names).where(valid, DEAD).flatten(1).topk(width, dim=1)
-    alive = keys != DEAD
-    scores, names = _unpack(keys)
-    return _Beams(places // level.fan_out, names.where(alive, 0), scores.where(alive, -torch.inf), alive)
-
-
-def _keys(scores: Tensor, names: Tensor) -> Tensor:
-    """One int64 for each float32 score and number: larger for a larger score, then for a smaller number.
-
-    The bits of a float, read as an integer, are in the float's order once those of negative floats are
-    mirrored.
-    """
-    bits = scores.view(torch.int32)
-    return (bits.where(bits >= 0, bits ^ 0x7FFFFFFF).long() << 32) | (LOW - names)
-
-
-def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and numbers of `_keys`."""
-    bits = (keys >> 32).int()
-    return bits.where(bits >= 0, bits ^ 0x7FFFFFFF).view(torch.float32), LOW - (keys & LOW)
-
-
-def _of_parents(cache: Tensor, parent: Tensor) -> Tensor:
-    """``(B, h, W', p, d)`` of a cache ``(B, h, W, p, d)``: ``parent (B, W')`` of each new beam."""
-    users, heads, beams, positions, width = cache.shape
-    if beams == 1:
-        return cache.expand(-1, -1, parent.shape[1], -1, -1)
-    # whole rows of p x d numbers are copied, which is several times faster than gathering single numbers
-    base = torch.arange(users * heads, device=cache.device).view(users, heads, 1) * beams
-    rows = cache.reshape(-1, positions * width).index_select(0, (base + parent.unsqueeze(1)).flatten())
-    return rows.view(users, heads, -1, positions, width)
-
-
-def _node_masks(index: DeviceTrie, allowed: Tensor) -> list[Tensor | None]:
-    """For each level ``(1 or B, nodes)``: whether an allowed item lies below a node.
-
-    `counts` are running sums of allowed leaves at the borders between nodes; a node is open when the sums at
-    its two borders differ. The borders of a level are some of the borders of the next.
-    """
-    leaves = (allowed if allowed.dim() == 2 else allowed.unsqueeze(0))[:, index.items]
-    counts = torch.nn.functional.pad(leaves.cumsum(1, dtype=torch.int32), (1, 0))
-    masks: list[Tensor | None] = []
-    for level in reversed(index.levels):
-        masks.append(counts[:, 1:] > counts[:, :-1])
-        counts = counts[:, level.starts]
-    return masks[::-1]
 
 
 def nothing_found(users: int, k: int, device: torch.device) -> Decoded:
@@ -238,7 +198,9 @@ def check_sizes(beam: int, k: int) -> None:
         )
 
 
-def _check(model: T5, index: DeviceTrie, tokens: Tensor, beam: int, k: int, allowed: Tensor | None) -> None:
+def _check(
+    model: T5, index: DeviceTrie, tokens: Tensor, beam: int, k: int, allowed: Tensor | OpenNodes | None
+) -> None:
     check_sizes(beam, k)
     if tokens.dim() != 2 or tokens.shape[1] == 0:
         raise user_error(
@@ -254,6 +216,14 @@ def _check(model: T5, index: DeviceTrie, tokens: Tensor, beam: int, k: int, allo
             allowed=f"below {model.vocabulary}",
             remedy="use the tokenizer that the model was trained with",
         )
+    if isinstance(allowed, OpenNodes):
+        if allowed.index is not index or len(allowed.counts) not in (1, len(tokens)):
+            raise user_error(
+                "the prepared item mask is of another state of the catalogue or number of histories",
+                place="allowed",
+                remedy="prepare it again with masks.open_nodes",
+            )
+        return
     shapes = [(index.size,), (len(tokens), index.size)]
     if allowed is not None and (allowed.dtype != torch.bool or tuple(allowed.shape) not in shapes):
         raise user_error(

@@ -10,15 +10,18 @@ level:
 ``items[n]``          item of leaf n (a leaf is a node of level L)
 ====================  =======================================================================
 
-Nothing else is stored: a node's number is its edge's number. One million identifiers of four tokens take
-about 16 bytes each. The arrays are replaced as a whole when items come or go, never altered, so that a search
-which began before a change ends on the index it began with.
+Nothing else is stored: a node's number is its edge's number. Tokens take two bytes where the vocabulary
+allows, so one million random identifiers of four tokens take about 12 bytes each, and four more for the way
+back from an item to its leaf once a search excludes items by number. The arrays are replaced as a whole when
+items come or go, never altered, so that a search which began before a change ends on the index it began with.
+How they are made and changed is in `levels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,26 +29,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from catalex.decoding.levels import Levels, Small, cut, duplicate, expand, find, with_rows, without_leaves
 from catalex.errors import user_error
 from catalex.types import Ints
 
 ABSENT = -1
 """Item of an identifier that is not in the catalogue; also fills a ranking which ends early."""
 
-Small = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Level:
-    """The n nodes of a level: ``tokens (n,)``, and ``starts (m + 1,)`` for the m nodes of the level above."""
-
-    tokens: Small
-    starts: Small
+REBUILD = 8
+"""The arrays are cut anew when the items that come are more than one in so many of those that are there."""
 
 
 @dataclass(frozen=True)
 class DeviceLevel:
-    """A `Level` as int32 tensors, with the largest number of children that a node of the level above has."""
+    """A `Level` as tensors (tokens int16 or int32, starts int32), with the largest number of children that a
+    node of the level above has."""
 
     tokens: Tensor
     starts: Tensor
@@ -68,14 +66,21 @@ class DeviceTrie:
     size: int
     highest_token: int
 
+    @cached_property
+    def leaves(self) -> Tensor:
+        """``(size,)`` int32 leaf of each item id, `ABSENT` for removed ones; made when first asked for."""
+        places = torch.full((self.size,), ABSENT, dtype=torch.int32, device=self.items.device)
+        places[self.items.long()] = torch.arange(len(self.items), dtype=torch.int32, device=self.items.device)
+        return places
+
 
 @dataclass(frozen=True)
 class _Index:
     """One state of a `Trie`. Replaced as a whole: another thread never sees half of two states."""
 
-    levels: tuple[Level, ...]
-    items: Small
+    arrays: Levels
     size: int
+    highest_token: int
     copies: dict[torch.device, DeviceTrie] = field(default_factory=dict)
 
 
@@ -94,12 +99,11 @@ class Trie:
     def __init__(self, tokens: NDArray[Any]) -> None:
         rows = _checked(tokens, None)
         self.length = rows.shape[1]
-        self._index = _Index(_levels(rows[:0]), np.zeros(0, np.int32), 0)
-        self.add(rows)
+        self._index = _Index(cut(rows, np.arange(len(rows))), len(rows), int(rows.max(initial=0)))
 
     def __len__(self) -> int:
         """Number of items that can be decoded (removed ones are not counted)."""
-        return len(self._index.items)
+        return len(self._index.arrays.items)
 
     def __contains__(self, identifier: Sequence[int]) -> bool:
         """Whether the L tokens are the identifier of an item."""
@@ -108,9 +112,10 @@ class Trie:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index."""
+        """Bytes of the index, with the way back from items to leaves where a search has asked for it."""
         index = self._index
-        return index.items.nbytes + sum(level.tokens.nbytes + level.starts.nbytes for level in index.levels)
+        back = [copy.leaves.nbytes for copy in index.copies.values() if "leaves" in vars(copy)]
+        return index.arrays.nbytes + max(back, default=0)
 
     @property
     def size(self) -> int:
@@ -122,35 +127,26 @@ class Trie:
         """``(size,)`` whether each item id given so far can be decoded."""
         index = self._index
         active = np.zeros(index.size, bool)
-        active[index.items] = True
+        active[index.arrays.items] = True
         return active
 
     def item_of(self, tokens: NDArray[Any]) -> Ints:
         """``(n,)`` item of each row of ``tokens (n, L)``, `ABSENT` where no item has it."""
-        rows, index = np.asarray(tokens), self._index
-        node, found = np.zeros(len(rows), np.int64), np.full(len(rows), len(index.items) > 0)
-        for level, column in zip(index.levels, rows.T, strict=True):
-            if not found.any():
-                break
-            node, here = _child(level, np.where(found, node, 0), column)
-            found &= here
+        rows, arrays = np.asarray(tokens), self._index.arrays
+        *_, (place, there) = find(arrays, rows)
         items = np.full(len(rows), ABSENT, np.int64)
-        items[found] = index.items[node[found]]
+        found = np.flatnonzero(there)
+        items[found] = arrays.items[place[found]]
         return items
 
     def rows(self) -> tuple[Small, Ints]:
         """``(n, L)`` tokens of the n items that can be decoded, in sorted order, and their ``(n,)`` items."""
-        index = self._index
-        columns: list[Small] = []
-        for level in index.levels:
-            children = np.diff(level.starts)
-            columns = [*(np.repeat(column, children) for column in columns), level.tokens]
-        return np.stack(columns, axis=1), index.items.astype(np.int64)
+        return expand(self._index.arrays)
 
     def add(self, tokens: NDArray[Any]) -> None:
         """Give the next item ids to the rows of ``tokens (n, L)``. No other item changes.
 
-        Linear in the size of the catalogue with a small constant (the old rows are already sorted).
+        Few items cost one pass over the arrays, without a sort; many cost what building anew costs.
 
         Raises:
             CatalexError: When a row is not valid, occurs twice, or is the identifier of an item.
@@ -158,12 +154,16 @@ class Trie:
         new = _checked(tokens, self.length)
         taken = np.flatnonzero(self.item_of(new) != ABSENT)
         if len(taken):
-            raise _duplicate(new[taken[0]])
-        old, items = self.rows()
-        rows = np.concatenate([old, new])
-        order = _sorted(rows)
-        ids = np.concatenate([items, np.arange(self.size, self.size + len(new))]).astype(np.int32)
-        self._index = _Index(_levels(rows[order]), ids[order], self.size + len(new))
+            raise duplicate(new[taken[0]])
+        index = self._index
+        ids = np.arange(index.size, index.size + len(new))
+        if len(new) * REBUILD > len(index.arrays.items):
+            old, items = expand(index.arrays)
+            arrays = cut(np.concatenate([old, new]), np.concatenate([items, ids]))
+        else:
+            arrays = with_rows(index.arrays, new, ids)
+        highest = max(index.highest_token, int(new.max(initial=0)))
+        self._index = _Index(arrays, index.size + len(new), highest)
 
     def remove(self, items: Sequence[int] | NDArray[Any]) -> None:
         """Take items out of the index. Their ids stay unused, their identifiers are free again.
@@ -171,17 +171,19 @@ class Trie:
         Raises:
             CatalexError: When an id is not that of an item in the index.
         """
-        gone = np.asarray(items, dtype=np.int64).reshape(-1)
-        outside = (gone < 0) | (gone >= self.size)
-        if not outside.any():
-            outside = ~self.active[gone]
-        if outside.any():
-            raise user_error(
-                "the item is not in the index", place="items to remove", value=int(gone[outside][0])
-            )
-        rows, ids = self.rows()
-        keep = ~np.isin(ids, gone)
-        self._index = _Index(_levels(rows[keep]), ids[keep].astype(np.int32), self.size)
+        index = self._index
+        gone = np.unique(np.asarray(items, dtype=np.int64))
+        outside = (gone < 0) | (gone >= index.size)
+        marked = np.zeros(index.size, bool)
+        marked[gone[~outside]] = True
+        leaves = np.flatnonzero(marked[index.arrays.items])
+        if len(leaves) < len(gone):
+            marked[index.arrays.items[leaves]] = False
+            missing = gone[outside | marked[np.where(outside, 0, gone)]]
+            raise user_error("the item is not in the index", place="items to remove", value=int(missing[0]))
+        arrays = without_leaves(index.arrays, leaves)
+        highest = max(int(level.tokens.max(initial=0)) for level in arrays.levels)
+        self._index = _Index(arrays, index.size, highest)
 
     def to(self, device: torch.device | str) -> DeviceTrie:
         """The index as tensors on `device`; copied once for each state of the index."""
@@ -191,18 +193,17 @@ class Trie:
                 DeviceLevel(
                     torch.from_numpy(level.tokens).to(device),
                     torch.from_numpy(level.starts).to(device),
-                    int(np.diff(level.starts).max(initial=0)),
+                    level.fan_out,
                 )
-                for level in index.levels
+                for level in index.arrays.levels
             )
-            highest = max(int(level.tokens.max(initial=0)) for level in index.levels)
-            items = torch.from_numpy(index.items).to(device)
-            index.copies[device] = DeviceTrie(levels, items, index.size, highest)
+            items = torch.from_numpy(index.arrays.items).to(device)
+            index.copies[device] = DeviceTrie(levels, items, index.size, index.highest_token)
         return index.copies[device]
 
 
-def _checked(tokens: NDArray[Any], length: int | None) -> Small:
-    """`tokens` as int32 ``(n, L)``."""
+def _checked(tokens: NDArray[Any], length: int | None) -> NDArray[Any]:
+    """`tokens` as integers ``(n, L)``."""
     rows = np.asarray(tokens)
     if rows.ndim != 2 or rows.shape[1] == 0 or not np.issubdtype(rows.dtype, np.integer):
         shape = f"{rows.dtype} {rows.shape}"
@@ -225,59 +226,4 @@ def _checked(tokens: NDArray[Any], length: int | None) -> Small:
             "a token is out of range", place="identifiers", value=wrong, allowed="1 to 2147483646",
             remedy="map codes to tokens first: token 0 is padding",
         )  # fmt: skip
-    return rows.astype(np.int32)
-
-
-def _duplicate(row: Small) -> Exception:
-    return user_error(
-        "two items have one identifier", place="identifiers", value=tuple(row.tolist()),
-        remedy="resolve conflicts before building the index",
-    )  # fmt: skip
-
-
-def _sorted(rows: Small) -> Ints:
-    """Order that sorts `rows`; linear when they are one or two sorted runs.
-
-    Rows become one integer each where they fit in 63 bits. NumPy's stable sort finds runs that are already in
-    order.
-    """
-    span = int(rows.max(initial=0)) + 1
-    if span ** rows.shape[1] < 2**63:
-        keys = np.zeros(len(rows), np.int64)
-        for column in rows.T:
-            keys = keys * span + column
-        return np.argsort(keys, kind="stable")
-    return np.lexsort(rows.T[::-1])
-
-
-def _levels(rows: Small) -> tuple[Level, ...]:
-    """Cut sorted `rows` into levels.
-
-    Raises:
-        CatalexError: When two rows are equal.
-    """
-    levels: list[Level] = []
-    begins = np.zeros(len(rows), bool)  # whether a row is the first of its prefix
-    begins[:1] = True
-    above = np.zeros(1, np.int64)  # first row of each node of the level above; the root's is row 0
-    for column in rows.T:
-        begins[1:] |= column[1:] != column[:-1]
-        first = np.flatnonzero(begins)
-        starts = np.append(np.searchsorted(first, above), len(first)).astype(np.int32)
-        levels.append(Level(column[first], starts))
-        above = first
-    if not begins.all():
-        raise _duplicate(rows[np.argmin(begins)])
-    return tuple(levels)
-
-
-def _child(level: Level, nodes: Ints, tokens: NDArray[Any]) -> tuple[Ints, NDArray[np.bool_]]:
-    """The child of each of `nodes` that has the token, and whether there is one (binary search)."""
-    low, end = level.starts[nodes].astype(np.int64), level.starts[nodes + 1].astype(np.int64)
-    high = end.copy()
-    while (low < high).any():
-        middle = (low + high) // 2
-        right = (low < high) & (level.tokens[np.minimum(middle, len(level.tokens) - 1)] < tokens)
-        low, high = np.where(right, middle + 1, low), np.where(right, high, np.minimum(middle, high))
-    inside = low < end
-    return low, inside & (level.tokens[np.where(inside, low, 0)] == tokens)
+    return rows if rows.dtype in (np.int32, np.int64) else rows.astype(np.int64)
