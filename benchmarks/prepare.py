@@ -1,11 +1,12 @@
-"""Seconds and peak memory of `prepare` against the usual pandas idiom, on the same synthetic interactions.
+"""Seconds and peak memory of `prepare` against the usual pandas idiom and plain polars, on the same events.
 
     python benchmarks/prepare.py --interactions 2000000
-    python benchmarks/prepare.py --interactions 100000000 --skip-pandas
+    python benchmarks/prepare.py --interactions 20000000 --rounds 3
+    python benchmarks/prepare.py --interactions 100000000 --against
 
 Items follow a Zipf law and users differ in activity; ids are strings, as in Amazon's files. Each contender
-runs in a process of its own, so that its peak memory is its own. Both make the same thing, a 5-core in time
-order with a leave-one-out split in Parquet, and their results are compared.
+runs in a process of its own, so that its peak memory is its own, and they take turns. All make the same
+thing, a 5-core in time order with a leave-one-out split in Parquet, and their results are compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ CHUNK = 2_000_000
 """Interactions generated at a time."""
 
 CORE = 5
+KEYS = {"seconds": "s", "cpu_seconds": "s", "peak_gib": "GiB"}
 
 
 def generate(folder: Path, interactions: int, seed: int = 0) -> None:
@@ -98,6 +101,36 @@ def with_pandas(folder: Path) -> dict[str, int]:
     return {"users": int(events["user_id"].max()) + 1, "items": len(items), "interactions": len(events)}
 
 
+def with_polars(folder: Path) -> dict[str, int]:
+    """What someone writes who knows polars: ids as categories, counts over windows, one sort, one pass."""
+    items = pl.read_parquet(folder / "items.parquet")
+    user, item = pl.col("user").cast(pl.Categorical), pl.col("item").cast(pl.Enum(items["id"]), strict=False)
+    found = pl.scan_parquet(folder / "events.parquet").select(user, item, "timestamp")
+    events = found.filter(pl.col("item").is_not_null()).collect(engine="streaming")
+    while True:
+        before = events.height
+        events = events.filter(pl.len().over("user") >= CORE)
+        events = events.filter(pl.len().over("item") >= CORE)
+        if events.height == before:
+            break
+    users = events.select(pl.col("user").unique(maintain_order=True)).with_row_index("user_id")
+    kept = events.select(pl.col("item").unique()).sort(pl.col("item").to_physical()).with_row_index("item_id")
+    events = events.join(users, on="user", how="left", maintain_order="left")
+    events = events.join(kept, on="item", how="left", maintain_order="left")
+    events = events.select("user_id", "item_id", "timestamp")
+    events = events.sort("user_id", "timestamp", maintain_order=True)
+    position, length = pl.int_range(pl.len()).over("user_id"), pl.len().over("user_id")
+    events = events.with_columns(position=position.cast(pl.Int32), left=length - 1 - position)
+    split = pl.when(pl.col("left") == 0).then(2).when(pl.col("left") == 1).then(1).otherwise(0)
+    events = events.with_columns(split=split.cast(pl.Int8)).drop("left")
+    (folder / "polars").mkdir(exist_ok=True)
+    events.write_parquet(folder / "polars" / "interactions.parquet", compression="zstd")
+    return {"users": users.height, "items": kept.height, "interactions": events.height}
+
+
+CONTENDERS = {"catalex": with_catalex, "pandas": with_pandas, "polars": with_polars}
+
+
 def measured(contender: str, folder: Path) -> dict[str, object]:
     """Run one contender in a process of its own."""
     command = [sys.executable, __file__, "--contender", contender, "--folder", str(folder)]
@@ -108,9 +141,9 @@ def measured(contender: str, folder: Path) -> dict[str, object]:
     return result
 
 
-def same_events(folder: Path) -> bool:
-    """Whether both contenders wrote the same rows; without users, who may be numbered differently."""
-    ours, theirs = (pl.read_parquet(folder / who / "interactions.parquet") for who in ("catalex", "pandas"))
+def same_events(folder: Path, peer: str) -> bool:
+    """Whether a peer kept the same events at the same places in the same parts; user ids may differ."""
+    ours, theirs = (pl.read_parquet(folder / who / "interactions.parquet") for who in ("catalex", peer))
     columns = ["item_id", "position", "timestamp", "split"]
     return (
         ours.select(columns)
@@ -119,59 +152,83 @@ def same_events(folder: Path) -> bool:
     )
 
 
+def compare(folder: Path, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Medians over the rounds of each contender; a peer is run until it fails."""
+    names = ["catalex", *arguments.against]
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(arguments.rounds):
+        for name in names:
+            if not any("failed" in found for found in rounds[name]):
+                rounds[name].append(measured(name, folder))
+    report = {}
+    for name, runs in rounds.items():
+        report[name] = dict(runs[-1])
+        if "failed" not in runs[-1]:
+            for key in KEYS:
+                report[name][key] = statistics.median(run[key] for run in runs)
+            report[name]["same_events"] = name == "catalex" or same_events(folder, name)
+    return report
+
+
 def main() -> None:
     """Generate, run, print one JSON object."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--interactions", type=int, default=2_000_000)
-    parser.add_argument("--skip-pandas", action="store_true", help="pandas needs several times the memory")
+    parser.add_argument(
+        "--against",
+        nargs="*",
+        choices=["pandas", "polars"],
+        default=["pandas", "polars"],
+        help="none for very many interactions: pandas needs several times the memory",
+    )
+    parser.add_argument("--rounds", type=int, default=2, help="the contenders in turn")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--record", type=Path, help="benchmark ledger to append to")
-    parser.add_argument("--contender", choices=["catalex", "pandas"], help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=sorted(CONTENDERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contender:
-        started = time.perf_counter()
-        counts = {"catalex": with_catalex, "pandas": with_pandas}[arguments.contender](arguments.folder)
-        seconds = time.perf_counter() - started
+        started = time.perf_counter(), time.process_time()
+        counts = CONTENDERS[arguments.contender](arguments.folder)
+        seconds, processor = time.perf_counter() - started[0], time.process_time() - started[1]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(
-            json.dumps({"seconds": round(seconds, 2), "peak_gib": round(peak / 2**30, 2), "counts": counts})
-        )
+        result = {"seconds": round(seconds, 2), "cpu_seconds": round(processor, 2)}
+        print(json.dumps({**result, "peak_gib": round(peak / 2**30, 2), "counts": counts}))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         generate(folder, arguments.interactions)
-        report: dict[str, object] = {
+        report: dict[str, Any] = {
             "interactions": arguments.interactions,
             "machine": f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
             "python": platform.python_version(),
             "polars": pl.__version__,
-            "catalex": measured("catalex", folder),
+            "contenders": compare(folder, arguments),
         }
-        if not arguments.skip_pandas:
-            report["pandas"] = measured("pandas", folder)
-            report["same_events"] = "failed" not in report["pandas"] and same_events(folder)  # type: ignore[operator]
         print(json.dumps(report, indent=1))
         if arguments.record is not None:
             for line in ledger_lines(report):
                 append(arguments.record, line)
 
 
+BASELINES = {"pandas": "pandas idiom", "polars": "plain polars"}
+
+
 def ledger_lines(report: dict[str, Any]) -> list[BenchmarkLine]:
-    """Seconds and peak memory beside pandas, where pandas was run."""
-    lines = []
-    for key, unit in (("seconds", "s"), ("peak_gib", "GiB")):
-        values = {
-            "name": f"prepare/{report['interactions']:,}-interactions-{key}",
-            "value": report["catalex"][key],
-            "unit": unit,
-        }
-        if "seconds" in report.get("pandas", {}):
-            peer = report["pandas"][key]
-            ratio = round(peer / values["value"], 2)
-            values |= {"baseline": "pandas idiom", "baseline_value": peer, "ratio": ratio}
-        lines.append(BenchmarkLine.parse(values, "prepare"))
+    """Seconds and peak memory beside each peer that did it, or alone."""
+    lines, found = [], report["contenders"]
+    peers = [name for name in found if name != "catalex" and "seconds" in found[name]]
+    for key, unit in KEYS.items():
+        for peer in peers or [None]:
+            name = f"prepare/{report['interactions']:,}-interactions-{key}"
+            values = {"name": name, "value": found["catalex"][key], "unit": unit}
+            if peer is not None:
+                theirs = found[peer][key]
+                values |= {"name": name if peer == "pandas" else f"{name}-{peer}"}
+                values |= {"baseline": BASELINES[peer], "baseline_value": theirs}
+                values |= {"ratio": round(theirs / found["catalex"][key], 2)}
+            lines.append(BenchmarkLine.parse(values, "prepare"))
     return lines
 
 

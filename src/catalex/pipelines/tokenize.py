@@ -43,6 +43,7 @@ from catalex.tokenizers.conflicts import check_room, resolve, space_after
 from catalex.tokenizers.health import TokenizedDomain, health
 from catalex.tokenizers.identifiers import IdentifierTable, identifier_version
 from catalex.tokenizers.published import make_unique, read_published
+from catalex.tokenizers.streaming import encode_in_pieces
 from catalex.types import JSON, Codes, Floats
 
 CURVES = "curves.json"
@@ -136,7 +137,7 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
             return  # others help in training only
         made_by = {name: adapted.get(name, tokenizer) for name in domains}
         read = {name: _read_by(made_by[name], seen[name], device) for name in domains}
-        before = {name: made_by[name].encode(read[name]) for name in domains}
+        before = {name: encode_in_pieces(made_by[name], read[name], name=name) for name in domains}
         for name, own in made_by.items():
             after[name] = resolve(own, read[name], before[name], method=method)
         common = join_spaces([own.space for own in made_by.values()])

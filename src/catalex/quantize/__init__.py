@@ -18,7 +18,14 @@ dependence HSIC and CKA: what one set of vectors tells about another
 
 from catalex.quantize.distances import in_blocks, nearest, squared_distances
 from catalex.quantize.kmeans import Clusters, kmeans
-from catalex.quantize.residual import cumulative, reconstruct, residual, residual_distances, residual_encode
+from catalex.quantize.residual import (
+    cumulative,
+    reconstruct,
+    residual,
+    residual_distances,
+    residual_encode,
+    residual_encoder,
+)
 from catalex.quantize.vq import Codebook, Quantized, straight_through
 
 __all__ = [
@@ -33,6 +40,7 @@ __all__ = [
     "residual",
     "residual_distances",
     "residual_encode",
+    "residual_encoder",
     "squared_distances",
     "straight_through",
 ]

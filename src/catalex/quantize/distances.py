@@ -28,13 +28,55 @@ def passes(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(tensor[start : start + size] for tensor in rows)
 
 
+class CodeTable:
+    """A codebook ``(K, D)`` made ready for many blocks: what depends on it alone is computed once.
+
+    Attributes:
+        codebook: ``(K, D)`` float32.
+        minus_twice: ``(D, K)``, the codebook times -2, which changes no digit of a product.
+        squares: ``(K,)`` squared length of each code vector.
+    """
+
+    def __init__(self, codebook: Tensor) -> None:
+        self.codebook = codebook.float()
+        self.minus_twice = (-2 * self.codebook).T
+        self.squares = self.codebook.square().sum(1)
+
+    def distances(self, vectors: Tensor) -> Tensor:
+        """``|v|^2 - 2 v.c + |c|^2`` of vectors ``(N, D)``: ``(N, K)`` float32, never negative."""
+        vectors = vectors.float()
+        with torch.autocast(vectors.device.type, enabled=False):
+            table = vectors @ self.minus_twice
+        # in place: a table of its own for every term costs more in memory than the product in arithmetic
+        return table.add_(vectors.square().sum(1, keepdim=True)).add_(self.squares).clamp_(min=0)
+
+    @torch.no_grad()
+    def nearest(self, vectors: Tensor, table: Tensor, spare: Tensor) -> Tensor:
+        """``(N,)`` index of the nearest code vector by `distances`, ties to the lowest index.
+
+        Args:
+            vectors: ``(N, D)`` float32.
+            table: ``(N, K)``, overwritten with the distances. Memory that a processor's cache holds already
+                costs less than what the system hands out anew for every block.
+            spare: ``(N, D)``, overwritten.
+        """
+        with torch.autocast(vectors.device.type, enabled=False):
+            torch.mm(vectors, self.minus_twice, out=table)
+        squares = torch.square(vectors, out=spare).sum(1, keepdim=True)
+        return lowest(table.add_(squares).add_(self.squares).clamp_(min=0))
+
+
 def squared_distances(vectors: Tensor, codebook: Tensor) -> Tensor:
     """``|v|^2 - 2 v.c + |c|^2`` of vectors ``(N, D)`` and code vectors ``(K, D)``: ``(N, K)`` float32, never
     negative."""
-    vectors, codebook = vectors.float(), codebook.float()
-    with torch.autocast(vectors.device.type, enabled=False):
-        product = vectors @ codebook.T
-    return (vectors.square().sum(1, keepdim=True) - 2 * product + codebook.square().sum(1)).clamp(min=0)
+    return CodeTable(codebook).distances(vectors)
+
+
+def lowest(table: Tensor) -> Tensor:
+    """``(N,)`` column of the smallest value in each row of ``(N, K)``, the first one of several."""
+    if table.device.type == "cpu":  # NumPy compares a vector register at a time, PyTorch value by value
+        return torch.from_numpy(table.detach().numpy().argmin(1))
+    return table.argmin(1)
 
 
 def nearest(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = None) -> Tensor:
@@ -52,7 +94,7 @@ def nearest(vectors: Tensor, codebook: Tensor, penalty: Tensor | None = None) ->
     offset = codebook.square().sum(1) if penalty is None else codebook.square().sum(1) + penalty
     with torch.autocast(vectors.device.type, enabled=False):
         parts = [
-            torch.addmm(offset, part.float(), codebook.T, alpha=-2).argmin(1) for (part,) in passes(vectors)
+            lowest(torch.addmm(offset, part.float(), codebook.T, alpha=-2)) for (part,) in passes(vectors)
         ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=vectors.device)
 

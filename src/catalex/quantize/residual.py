@@ -6,24 +6,42 @@ code vectors is the reconstruction. Codebooks are given; `kmeans` and `vq` learn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from catalex.quantize.distances import squared_distances
+from catalex.quantize.distances import CodeTable, squared_distances
 
 
 def residual_encode(vectors: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
     """Codes ``(N, L)`` int64 of vectors ``(N, D)`` under L codebooks ``(K_l, D)``; ties to the lowest
     index."""
-    rest = vectors.float()
-    codes = []
-    for codebook in codebooks:
-        chosen = squared_distances(rest, codebook).argmin(1)
-        rest = rest - codebook[chosen]
-        codes.append(chosen)
-    return torch.stack(codes, 1)
+    return residual_encoder(codebooks)(vectors)
+
+
+def residual_encoder(codebooks: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """`residual_encode` under fixed codebooks, for many blocks of vectors, best of equal sizes: memory is
+    kept from block to block, so threads must not share the function."""
+    tables = [CodeTable(codebook) for codebook in codebooks]
+    kept: list[Tensor] = []
+
+    @torch.no_grad()
+    def encode(vectors: Tensor) -> Tensor:
+        rest = vectors.float()
+        codes: list[Tensor] = []
+        if not kept or len(kept[0]) != len(rest):
+            kept[:] = [torch.empty_like(rest), torch.empty_like(rest)]
+            kept.extend(rest.new_empty(len(rest), len(table.squares)) for table in tables)
+        left, spare, *distances = kept
+        for level, table in enumerate(tables):
+            if level:
+                torch.index_select(tables[level - 1].codebook, 0, codes[-1], out=spare)
+                rest = torch.sub(rest, spare, out=left)
+            codes.append(table.nearest(rest, distances[level], spare))
+        return torch.stack(codes, 1)
+
+    return encode
 
 
 def residual(vectors: Tensor, prefix: Tensor, codebooks: Sequence[Tensor]) -> Tensor:

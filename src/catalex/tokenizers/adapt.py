@@ -21,7 +21,7 @@ from torch import Tensor
 
 from catalex.errors import lookup, user_error
 from catalex.options import Options
-from catalex.quantize import in_blocks, kmeans, nearest, reconstruct, residual_distances, residual_encode
+from catalex.quantize import in_blocks, kmeans, nearest, reconstruct, residual_distances, residual_encoder
 from catalex.quantize.balanced import balanced_codebook
 from catalex.quantize.procrustes import Motion, refine, rotate_onto
 from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, Tokenizer, TokenizerDomain
@@ -117,7 +117,7 @@ class AdaptedTokenizer(LatentTokenizer):
 
     def encode(self, vectors: Floats) -> Codes:
         """Codes ``(N, L)`` of vectors ``(N, D)``; the same code for all at fixed positions."""
-        chosen = in_blocks(lambda block: residual_encode(block, self.codebooks), self.latents(vectors))
+        chosen = in_blocks(residual_encoder(self.codebooks), self.latents(vectors))
         codes = np.empty((len(chosen), self.space.levels), np.int32)
         codes[:, self._free] = chosen.numpy()
         for position, code in enumerate(self.options.fixed):

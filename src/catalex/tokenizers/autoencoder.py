@@ -103,4 +103,5 @@ class AutoencoderTokenizer(LatentTokenizer, Generic[N]):
         self._trained()
         assert self.training is not None
         check_vectors(vectors, self.training.width, "vectors to tokenize")
-        return torch.from_numpy(np.array(vectors, dtype=np.float32))
+        # a copy only where PyTorch needs one: of other types, and of memory that is read-only
+        return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))

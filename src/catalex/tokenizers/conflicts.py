@@ -137,7 +137,7 @@ def _reassign(
     for depth in range(len(sizes) - 1, -1, -1):
         if not len(left):
             break
-        order = _sorted_by(codes[left, :depth], priority[left], left)
+        order = _sorted_by(owners.keys(codes[left, :depth]), priority[left], left)
         placed, left = owners.split(left[order], codes[left[order], :depth])
         _descend(tokenizer, vectors, identifiers, placed, priority, depth, owners)
     return identifiers
@@ -173,24 +173,22 @@ def _descend(
 ) -> None:
     """Give `items` the nearest codes from level `depth` on that still lead to a free identifier.
 
-    Level by level, all items at once: those with equal prefixes choose in turn, the one closest to its first
-    codes first, and a code is open while fewer items chose it than identifiers are free below it.
+    Level by level, all items at once: as if those with equal prefixes chose in turn, the one closest to its
+    first codes first. A code is open while fewer items chose it than identifiers are free below it.
     """
     for level in range(depth, identifiers.shape[1]):
-        items = items[_sorted_by(identifiers[items, :level], priority[items], items)]
-        turn = _Turn(owners, level)
+        items = items[_sorted_by(owners.keys(identifiers[items, :level]), priority[items], items)]
+        room = _Room(owners, level)
         for start in range(0, len(items), CHUNK):
             rows = items[start : start + CHUNK]
             distances = tokenizer.distances(vectors[rows], identifiers[rows, :level])
-            prefixes = owners.keys(identifiers[rows, :level])
-            for row, prefix, distance in zip(rows.tolist(), prefixes.tolist(), distances, strict=True):
-                identifiers[row, level] = turn.choose(prefix, distance)
+            identifiers[rows, level] = room.share(owners.keys(identifiers[rows, :level]), distances)
     owners.add(identifiers[items])
 
 
-def _sorted_by(prefixes: Codes, priority: Floats, items: Ints) -> Ints:
-    """Order by prefix, then distance, then index."""
-    return np.lexsort((items, priority, *prefixes.T[::-1]))
+def _sorted_by(prefixes: Ints, priority: Floats, items: Ints) -> Ints:
+    """Order by the prefixes' keys, then distance, then index."""
+    return np.lexsort((items, priority, prefixes))
 
 
 def _keys(codes: Codes, sizes: Sequence[int]) -> Ints:
@@ -210,7 +208,7 @@ class _Owners:
 
     def __init__(self, sizes: Sequence[int], owned: Codes) -> None:
         self.sizes = tuple(sizes)
-        self._owned = np.unique(_keys(owned, sizes))
+        self._owned = _sorted_set(_keys(owned, sizes))
 
     def keys(self, prefixes: Codes) -> Ints:
         """``(N,)`` integers that stand for prefixes ``(N, l)``."""
@@ -227,36 +225,77 @@ class _Owners:
         found: Ints = ends - np.searchsorted(self._owned, keys * span)
         return found
 
+    def children(self, prefixes: Ints, level: int) -> Ints:
+        """``(P, K)`` owned identifiers under each code that may follow prefixes ``(P,)`` of `level` codes,
+        given as keys."""
+        span, size = self.below(level), self.sizes[level]
+        starts = np.searchsorted(self._owned, prefixes * span)
+        counts = np.searchsorted(self._owned, (prefixes + 1) * span) - starts
+        place = np.repeat(np.arange(len(prefixes)), counts)
+        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+        child = self._owned[starts[place] + within] // self.below(level + 1) % size
+        return np.bincount(place * size + child, minlength=len(prefixes) * size).reshape(-1, size)
+
     def add(self, identifiers: Codes) -> None:
         """Note new owners."""
-        self._owned = np.union1d(self._owned, self.keys(identifiers))
+        self._owned = _sorted_set(np.concatenate([self._owned, self.keys(identifiers)]))
 
     def split(self, items: Ints, prefixes: Codes) -> tuple[Ints, Ints]:
         """The items, sorted by prefix, that find room under their prefix, and those that do not."""
         keys = self.keys(prefixes)
-        starts = np.flatnonzero(np.diff(keys, prepend=-1))
-        rank = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
-        fits = rank < self.below(prefixes.shape[1]) - self.count(keys, prefixes.shape[1])
+        fits = _rank(keys) < self.below(prefixes.shape[1]) - self.count(keys, prefixes.shape[1])
         return items[fits], items[~fits]
 
 
-class _Turn:
-    """Room below the codes of one level while items with the same prefix choose one after the other."""
+class _Room:
+    """Room below the codes of one level, while items that are sorted by prefix choose chunk after chunk."""
 
     def __init__(self, owners: _Owners, level: int) -> None:
         self._owners, self._level = owners, level
-        self._prefix = -1
-        self._room: Ints = np.zeros(0, np.int64)
-        self._open: Bools = np.zeros(0, bool)
+        self._last = -1
+        """Key of the prefix that the latest chunk ended with, which may go on in the next one."""
+        self._left: Ints = np.zeros(0, np.int64)
 
-    def choose(self, prefix: int, distances: Floats) -> int:
-        """The nearest code ``of (K,)`` that has room below it; ties to the lowest code."""
-        if prefix != self._prefix:
-            children = prefix * self._owners.sizes[self._level] + np.arange(self._owners.sizes[self._level])
-            taken = self._owners.count(children, self._level + 1)
-            self._prefix, self._room = prefix, self._owners.below(self._level + 1) - taken
-            self._open = self._room > 0
-        code = int(np.where(self._open, distances, np.inf).argmin())
-        self._room[code] -= 1
-        self._open[code] = self._room[code] > 0
-        return code
+    def share(self, prefixes: Ints, distances: Floats) -> Ints:
+        """``(R,)`` the nearest code that has room for it left, for items in the order of their turn.
+
+        Where no code of a prefix has more takers than room, all of them choose at once; the others choose one
+        after the other.
+
+        Args:
+            prefixes: ``(R,)`` keys, ascending.
+            distances: ``(R, K)``; ties to the lowest code.
+        """
+        present, group = np.unique(prefixes, return_inverse=True)
+        free = self._owners.below(self._level + 1) - self._owners.children(present, self._level)
+        if present[0] == self._last:
+            free[0] = self._left
+        codes: Ints = np.where(free[group] > 0, distances, np.inf).argmin(1)
+        takers = np.bincount(group * free.shape[1] + codes, minlength=free.size).reshape(free.shape)
+        crowded: Bools = np.logical_or.reduce(takers > free, axis=1)
+        free[~crowded] -= takers[~crowded]
+        before, room, shut = -1, free[0], np.zeros(0, np.float32)
+        for row in np.flatnonzero(crowded[group]).tolist():
+            if group[row] != before:
+                before, room = group[row], free[group[row]]
+                shut = np.where(room > 0, np.float32(0), np.float32(np.inf))
+            code = codes[row] = (distances[row] + shut).argmin()
+            room[code] -= 1
+            if not room[code]:
+                shut[code] = np.inf
+        self._last, self._left = int(present[-1]), free[-1]
+        return codes
+
+
+def _rank(keys: Ints) -> Ints:
+    """``(N,)`` number of each sorted key among its equals, from 0."""
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    rank: Ints = np.arange(len(keys)) - np.repeat(starts, np.diff(starts, append=len(keys)))
+    return rank
+
+
+def _sorted_set(keys: Ints) -> Ints:
+    """Keys ``(N,)`` ascending, each once. NumPy's `unique` hashes integers first, which takes longer."""
+    keys = np.sort(keys)
+    once: Ints = keys[np.diff(keys, prepend=-1) != 0]
+    return once

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from catalex.types import Floats
 
 Normalisation = Literal["none", "centre", "standardise", "whiten"]
+PIECE = 8192
+"""Vectors that are held in float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,27 @@ class Normaliser:
             weights: Weight of each vector.
             width: P, components kept by "whiten"; None keeps all D.
         """
-        x, share = vectors.double(), (weights.double() / weights.double().sum())[:, None]
-        ones = torch.ones(x.shape[1], dtype=torch.float64)
+        share = weights.double() / weights.double().sum()
+        ones = torch.ones(vectors.shape[1], dtype=torch.float64)
         if kind == "none":
             return cls._of(0 * ones, ones, ones)
-        mean = (x * share).sum(0)
-        variance = ((x - mean).square() * share).sum(0)
+        mean = sum((s @ x.double() for x, s in _pieces(vectors, share)), 0 * ones)
+        if kind == "whiten":
+            return cls._whitening(mean, vectors, share, width)
+        variance = sum((s @ (x.double() - mean).square() for x, s in _pieces(vectors, share)), 0 * ones)
         if kind == "centre":
             scale = variance.mean().sqrt().clamp(min=1e-12) * ones
             return cls._of(mean, 1 / scale, scale)
-        if kind == "standardise":
-            scale = torch.where(variance > 0, variance.sqrt(), ones)
-            return cls._of(mean, 1 / scale, scale)
-        values, axes = torch.linalg.eigh(((x - mean) * share).T @ (x - mean))
+        scale = torch.where(variance > 0, variance.sqrt(), ones)
+        return cls._of(mean, 1 / scale, scale)
+
+    @classmethod
+    def _whitening(cls, mean: Tensor, vectors: Tensor, share: Tensor, width: int | None) -> Self:
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for x, s in _pieces(vectors, share):
+            centred = x.double() - mean
+            covariance += (centred * s[:, None]).T @ centred
+        values, axes = torch.linalg.eigh(covariance)
         kept = torch.argsort(values, descending=True)[: width or len(values)]
         scale = values[kept].clamp(min=float(values.max()) * 1e-9 + 1e-30).sqrt()
         axes = axes[:, kept] * torch.sign(axes[:, kept].abs().max(0).values * axes[:, kept].sum(0) + 1e-30)
@@ -66,8 +77,14 @@ class Normaliser:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """``(N, P)`` normalised vectors of ``(N, D)``."""
+        if self._changes_nothing:
+            return vectors.float()
         centred = vectors.float() - self.mean
         return centred * self.forward if self.forward.ndim == 1 else centred @ self.forward
+
+    @cached_property
+    def _changes_nothing(self) -> bool:
+        return self.forward.ndim == 1 and not bool(self.mean.any()) and bool((self.forward == 1).all())
 
     def invert(self, vectors: Tensor) -> Tensor:
         """``(N, D)`` vectors of normalised ``(N, P)``; exact but for rounding, or up to the dropped
@@ -92,3 +109,10 @@ class Normaliser:
         """Read back what `arrays` gave."""
         names = ("normaliser.mean", "normaliser.forward", "normaliser.backward")
         return cls(*(torch.from_numpy(np.array(arrays[name])) for name in names))
+
+
+def _pieces(vectors: Tensor, share: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of vectors ``(N, D)`` with those of share ``(N,)``, so many at a time that doubles of them
+    take little memory."""
+    for start in range(0, len(vectors), PIECE):
+        yield vectors[start : start + PIECE], share[start : start + PIECE]

@@ -21,7 +21,15 @@ from catalex.artifacts import read_arrays, write_arrays
 from catalex.errors import user_error
 from catalex.options import Options
 from catalex.progress import Track
-from catalex.quantize import in_blocks, kmeans, reconstruct, residual, residual_distances, residual_encode
+from catalex.quantize import (
+    in_blocks,
+    kmeans,
+    reconstruct,
+    residual,
+    residual_distances,
+    residual_encode,
+    residual_encoder,
+)
 from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.normalise import Normalisation, Normaliser
@@ -122,7 +130,8 @@ class RQKMeans(LatentTokenizer):
     def encode(self, vectors: Floats) -> Codes:
         """Codes ``(N, L)`` of vectors ``(N, D)``."""
         rows, normaliser = self._rows(vectors), self._normaliser()
-        codes = in_blocks(lambda block: residual_encode(normaliser(block), self.codebooks), rows)
+        encode = residual_encoder(self.codebooks)
+        codes = in_blocks(lambda block: encode(normaliser(block)), rows)
         return codes.numpy().astype(np.int32)
 
     def distances(self, vectors: Floats, prefix: Codes) -> Floats:
@@ -186,4 +195,5 @@ class RQKMeans(LatentTokenizer):
         self._normaliser()
         assert self.training is not None
         check_vectors(vectors, self.training.width, "vectors to tokenize")
-        return torch.from_numpy(np.array(vectors, dtype=np.float32))
+        # a copy only where PyTorch needs one: of other types, and of memory that is read-only
+        return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from catalex.options import Options, with_preset
 from catalex.progress import Track
-from catalex.quantize import in_blocks, reconstruct, residual_distances, residual_encode
+from catalex.quantize import in_blocks, reconstruct, residual_distances, residual_encoder
 from catalex.quantize.vq import Reduction
 from catalex.tokenizers.autoencoder import AutoencoderTokenizer
 from catalex.tokenizers.base import CodeSpace, ResidualPart, TokenizerDomain
@@ -203,11 +203,13 @@ class RQVAE(AutoencoderTokenizer[RQVAENetwork]):
         """Codes ``(N, L)`` of vectors ``(N, D)``."""
         rows, network, normaliser = self._rows(vectors), *self._trained()
 
-        def codes(block: Tensor) -> Tensor:
-            return residual_encode(network.encoder(normaliser(block)), network.weights)
-
         with torch.no_grad():
-            return in_blocks(codes, rows).numpy().astype(np.int32)
+            encode = residual_encoder(network.weights)
+            return (
+                in_blocks(lambda block: encode(network.encoder(normaliser(block))), rows)
+                .numpy()
+                .astype(np.int32)
+            )
 
     def distances(self, vectors: Floats, prefix: Codes) -> Floats:
         """``(N, K)`` squared distances in the latent space at level l, given the prefix ``(N, l)``."""

@@ -301,3 +301,11 @@ def test_options_explain_themselves(values: dict[str, Any], message: str) -> Non
 def test_manifest_is_plain_json(tmp_path: Path) -> None:
     tiny(tmp_path, min_interactions=2)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["options"]["source"] == "tables"
+
+
+def test_sort_order_of_columns_that_are_in_order_and_of_many_equal_rows() -> None:
+    times = np.sort(np.random.default_rng(0).integers(0, 50, 3000))
+    users = np.random.default_rng(1).integers(0, 7, 3000).astype(np.int32)
+    np.testing.assert_array_equal(sort_order([users, times]), np.argsort(users, kind="stable"))
+    np.testing.assert_array_equal(sort_order([np.sort(users)]), np.arange(3000))
+    np.testing.assert_array_equal(sort_order([times[::-1], users]), np.lexsort((users, times[::-1])))

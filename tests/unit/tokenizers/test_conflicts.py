@@ -196,3 +196,15 @@ def test_no_items_give_no_identifiers() -> None:
     empty, codes = np.zeros((0, 3), np.float32), np.zeros((0, 2), np.int32)
     assert resolve(tokenizer, empty, codes).shape == (0, 2)
     assert resolve(tokenizer, empty, codes, method="digit").shape == (0, 3)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 8192])
+def test_a_crowd_under_one_prefix_is_shared_out_chunk_by_chunk(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalex.tokenizers.conflicts.CHUNK", chunk)
+    tokenizer, vectors, codes = make(150, (4, 6, 8), 3, twins=True)
+    codes[:90, :2] = codes[0, :2]  # more than fit under the prefix, some of them under the prefix above
+    reserved = np.array([[*codes[0, :2], 3], [3, 5, 7]], np.int32)
+    found = resolve(tokenizer, vectors, codes, reserved=reserved)
+    np.testing.assert_array_equal(found, oracle(tokenizer, vectors, codes, reserved))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,3 +58,20 @@ def test_constant_columns_do_no_harm(kind: Normalisation) -> None:
         [torch.randn(50, 2, generator=torch.Generator().manual_seed(0)), torch.ones(50, 1)], 1
     )
     assert torch.isfinite(Normaliser.fit(kind, vectors, torch.ones(50))(vectors)).all()
+
+
+@pytest.mark.parametrize("kind", ["centre", "standardise", "whiten"])
+def test_pieces_give_the_moments_of_the_whole(kind: Normalisation, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, _ = data()
+    weights = torch.rand(400, generator=torch.Generator().manual_seed(1))
+    whole = Normaliser.fit(kind, vectors, weights)
+    monkeypatch.setattr("catalex.tokenizers.normalise.PIECE", 37)
+    pieces = Normaliser.fit(kind, vectors, weights)
+    for one, other in zip(whole.arrays().values(), pieces.arrays().values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    x, share = vectors.double(), (weights.double() / weights.double().sum())[:, None]
+    mean = (x * share).sum(0)
+    np.testing.assert_allclose(pieces.mean, mean.float(), rtol=1e-6)
+    if kind == "standardise":
+        expected = ((x - mean).square() * share).sum(0).rsqrt()
+        np.testing.assert_allclose(pieces.forward, expected.float(), rtol=1e-6)
