@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from catalex.errors import CatalexError, user_error
 from catalex.features.base import ContentEncoder, ItemContent
 from catalex.features.cache import VectorCache, content_key
 from catalex.features.fusion import Fusion
+from catalex.features.lazy import Lazy
 from catalex.features.text import TextOptions, domain_texts
 from catalex.progress import Track, say
 from catalex.types import Floats
@@ -145,7 +146,7 @@ def _refuse_nan(vectors: Floats, rows: Sequence[int], encoder: ContentEncoder, n
         )
 
 
-class CatalogueContent(Sequence[ItemContent]):
+class CatalogueContent(Lazy[ItemContent]):
     """Texts and images of a catalogue; image bytes are fetched only for the item that is asked for."""
 
     def __init__(self, texts: Sequence[str], images: ImageStore | None = None) -> None:
@@ -154,14 +155,8 @@ class CatalogueContent(Sequence[ItemContent]):
     def __len__(self) -> int:
         return len(self._texts)
 
-    @overload
-    def __getitem__(self, index: int) -> ItemContent: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ItemContent]: ...
-    def __getitem__(self, index: int | slice) -> ItemContent | list[ItemContent]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        return ItemContent(self._texts[index], None if self._images is None else self._images.get(index))
+    def fetch(self, place: int) -> ItemContent:
+        return ItemContent(self._texts[place], None if self._images is None else self._images.get(place))
 
 
 def reads_text(encoder: ContentEncoder) -> bool:

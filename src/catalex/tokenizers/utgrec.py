@@ -6,11 +6,12 @@ share, tokens included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar, Self, overload
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch
 from catalex.errors import lookup, user_error
 from catalex.features.base import ItemContent
 from catalex.features.latents import ImageTarget, LatentIndex, image_target_options, make_image_target
+from catalex.features.lazy import Lazy
 from catalex.features.trainable import (
     TRAINABLE_ENCODERS,
     make_trainable_encoder,
@@ -308,8 +310,8 @@ class UTGRec(ContentTokenizer):
         return own
 
 
-class _Joined(Sequence[ItemContent]):
-    """The items of several domains, one domain after the other, each fetched when it is asked for."""
+class _Joined(Lazy[ItemContent]):
+    """The items of several domains, one domain after the other."""
 
     def __init__(self, parts: Sequence[Sequence[ItemContent]]) -> None:
         self._parts = parts
@@ -318,25 +320,13 @@ class _Joined(Sequence[ItemContent]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> ItemContent: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ItemContent]: ...
-    def __getitem__(self, index: int | slice) -> ItemContent | list[ItemContent]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
-
-    def __iter__(self) -> Iterator[ItemContent]:
-        for part in self._parts:
-            yield from part
+    def fetch(self, place: int) -> ItemContent:
+        part = bisect_right(self._ends, place)
+        return self._parts[part][place - (self._ends[part - 1] if part else 0)]
 
 
-class _Images(Sequence[bytes | None]):
-    """The images of items, each fetched when it is asked for."""
+class _Images(Lazy[bytes | None]):
+    """The images of items."""
 
     def __init__(self, content: Sequence[ItemContent]) -> None:
         self._content = content
@@ -344,14 +334,8 @@ class _Images(Sequence[bytes | None]):
     def __len__(self) -> int:
         return len(self._content)
 
-    @overload
-    def __getitem__(self, index: int) -> bytes | None: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes | None]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes | None] | None:
-        if isinstance(index, slice):
-            return [item.image for item in self._content[index]]
-        return self._content[index].image
+    def fetch(self, place: int) -> bytes | None:
+        return self._content[place].image
 
 
 def _told(index: ContentIndex, latents: LatentIndex | None, items: int, names: str) -> int:

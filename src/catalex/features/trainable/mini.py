@@ -59,6 +59,10 @@ class MiniOptions(Options):
     image_tokens: Literal[1, 4] = 1
     """I, tokens an image: its mean, or the means of its four quarters."""
 
+    independent: bool = False
+    """Whether a code token sees the text and itself only, and the text no code token, so that the L hidden
+    states know nothing of each other (LAMIA, arXiv 2409.07276); UTGRec's code tokens see each other."""
+
     gradient_checkpointing: bool = False
     """Compute each layer again in the backward pass: one forward pass more, but the activations of one layer
     at a time. Same gradients."""
@@ -127,7 +131,8 @@ class MiniEncoder(TrainableEncoder):
         """Hash of the transformer's files and of everything that changes a result."""
         files = [*self.folder.glob("*.safetensors"), *self.folder.glob("*token*.json")]
         files += [path for path in (self.folder / "config.json", self.folder / "vocab.txt") if path.is_file()]
-        settings = self.options.model_dump(exclude={"folder", "gradient_checkpointing"})
+        later = set() if self.options.independent else {"independent"}  # old fingerprints stay valid
+        settings = self.options.model_dump(exclude={"folder", "gradient_checkpointing", *later})
         hashes = {path.name: hash_file(path) for path in files}
         return f"mini-{hash_json([_REVISION, settings, self.levels, self.seed, hashes])[:16]}"
 
@@ -166,6 +171,10 @@ class MiniEncoder(TrainableEncoder):
         tail = torch.arange(self.image_tokens + self.levels, device=real.device) + self.max_tokens
         positions = torch.cat([torch.arange(length, device=real.device), tail])[None] + self._offset
         mask = torch.cat(attended, 1)[:, None, None]  # (B, 1, 1, T + I + L): keys; the same for every query
+        if self.options.independent:
+            places = torch.arange(mask.shape[-1], device=real.device)
+            content = places < mask.shape[-1] - self.levels
+            mask = mask & (content | (places[:, None] == places))
         states = self._layers(torch.cat(parts, 1), positions, mask)  # (B, T + I + L, d)
         hidden = states[:, -self.levels :].float()
         if self.options.start == "mean":
