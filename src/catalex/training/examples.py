@@ -125,7 +125,7 @@ class PrefixExamples:
     def plan(self, epoch: int) -> EpochBatches:
         """The batches of one epoch; a function of the seed and the epoch alone."""
         random = generator(self.seed, "epoch", epoch)
-        chosen = self._mixture(random)
+        chosen = self.mixture(random)
         lengths = (self.targets - self.starts)[chosen]
         classes = sorted({max(1, round(self.max_history * share)) for share in CLASSES})
         batches: list[tuple[int, Ints]] = []
@@ -143,7 +143,7 @@ class PrefixExamples:
         order = random.permutation(len(batches))
         return EpochBatches(self, [batches[i] for i in order])
 
-    def _mixture(self, random: np.random.Generator) -> Ints:
+    def mixture(self, random: np.random.Generator) -> Ints:
         """Examples of one epoch: all of them, or domains re-weighted by the temperature."""
         everything = np.arange(len(self))
         if self.temperature == 1.0:

@@ -26,7 +26,7 @@ from catalex.options import Options, Positive
 from catalex.progress import Track, say
 from catalex.training.checkpoint import load_checkpoint, save_checkpoint
 from catalex.training.distributed import average_gradients, meet, same_everywhere, share
-from catalex.training.optim import Schedule, adamw, learning_rate, set_learning_rate
+from catalex.training.optim import Recipe, Schedule, adamw, learning_rate, set_learning_rate
 from catalex.training.seeds import deterministic, seed_torch
 
 Batch = Mapping[str, Tensor]
@@ -34,7 +34,11 @@ Batch = Mapping[str, Tensor]
 
 
 class EpochPlan(Protocol):
-    """The batches of one epoch; any of them may be asked for, in any order."""
+    """The batches of one epoch; any of them may be asked for, in any order.
+
+    A plan whose attribute `shared` is true gives every process its own share of a batch; otherwise the loop
+    takes this process's rows of it.
+    """
 
     def __len__(self) -> int: ...
 
@@ -62,6 +66,9 @@ class TrainingOptions(Options):
     """Validations without improvement before training stops."""
     evaluate_every: Positive = 1
     """Epochs between two validations."""
+    base_batch_size: Positive | None = None
+    """Batch size for which learning rate, decay and warm-up are meant; at another one they are converted by
+    the square-root rule of Adam (Malladi et al. 2022, arXiv 2205.10287). null takes them as they are."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of matrix products; weights stay float32. `auto` is bf16 on CUDA and fp32 on a CPU."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
@@ -119,7 +126,11 @@ def train(
         )
     model.to(device)
     same_everywhere(model.state_dict().values())
-    optimizer = adamw(model, options.learning_rate, options.weight_decay, device)
+    recipe = Recipe(options.learning_rate, options.weight_decay, options.warmup_steps)
+    recipe = recipe.for_batch(options.batch_size, options.base_batch_size)
+    optimizer = adamw(
+        model, recipe.learning_rate, recipe.weight_decay, device, betas=recipe.betas, eps=recipe.eps
+    )
     report, epoch, begin, total, best = TrainingReport(), 0, 0, 0.0, None
     restored = load_checkpoint(partial, model, optimizer) if partial is not None else None
     if restored is not None:
@@ -128,7 +139,7 @@ def train(
         epoch, begin, total = state["epoch"], state["begin"], state["total"]
         say(f"{name}: resuming at epoch {epoch + 1}, step {report.steps}")
     meet(device)  # nobody replaces the checkpoint while another reads it
-    step = _make_step(model, loss, optimizer, options, device, processes)
+    step = make_step(model, loss, optimizer, options, device, processes)
     loss_sum = torch.tensor(total, dtype=torch.float64, device=device)
     first = plan(epoch) if epoch < options.epochs else plan(0)
     clock = time.monotonic()
@@ -150,14 +161,15 @@ def train(
             for index in range(begin, len(batches)):
                 rate = learning_rate(
                     report.steps,
-                    peak=options.learning_rate,
+                    peak=recipe.learning_rate,
                     total=total_steps,
-                    warmup=options.warmup_steps,
+                    warmup=recipe.warmup_steps,
                     schedule=options.schedule,
                 )
                 set_learning_rate(optimizer, rate)
                 seed_torch(seed, "step", report.steps, processes.process_index)
-                loss_sum += step(_share(batches[index], processes))
+                batch = batches[index]
+                loss_sum += step(batch if getattr(batches, "shared", False) else _share(batch, processes))
                 report.steps += 1
                 report.examples += options.batch_size
                 begin = index + 1
@@ -224,13 +236,13 @@ def _share(batch: Batch, processes: PartialState) -> Batch:
 # --- steps --------------------------------------------------------------------------------------------------
 
 
-def _make_step(
+def make_step(
     model: nn.Module,
     loss: Callable[[nn.Module, Batch], Tensor],
     optimizer: torch.optim.Optimizer,
     options: TrainingOptions,
     device: str,
-    processes: PartialState,
+    processes: PartialState | None = None,
 ) -> Callable[[Batch], Tensor]:
     """A function that does one optimiser step and returns the detached loss."""
     on_cuda = device.startswith("cuda")
@@ -247,7 +259,8 @@ def _make_step(
         optimizer.step()
         return value.detach()
 
-    return _CapturedStep(eager) if on_cuda and processes.num_processes == 1 else eager
+    alone = processes is None or processes.num_processes == 1
+    return _CapturedStep(eager) if on_cuda and alone else eager
 
 
 class _CapturedStep:

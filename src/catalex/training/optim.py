@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +16,40 @@ RATIO = "rate_ratio"
 """Key of a parameter group: its learning rate as a multiple of the others'."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What AdamW is told, after the batch size was taken into account."""
+
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def for_batch(self, batch_size: int, base: int | None) -> Recipe:
+        """The same recipe for another batch size: the square-root rule of Adam.
+
+        With ``k = batch_size / base``, k times fewer steps take the same path through the loss if the rate
+        grows by ``sqrt(k)``, the averages forget k times faster, and eps shrinks by ``sqrt(k)`` (Malladi et
+        al. 2022, arXiv 2205.10287). The decay of a step grows with the rate and by ``sqrt(k)`` again, so that
+        as much is decayed in an epoch; warm-up takes as many examples as before.
+
+        >>> recipe = Recipe(1e-3, 0.05, 300).for_batch(4096, 1024)
+        >>> recipe.learning_rate, recipe.warmup_steps, [round(beta, 6) for beta in recipe.betas]
+        (0.002, 75, [0.6, 0.996])
+        """
+        if base is None or base == batch_size:
+            return self
+        k = batch_size / base
+        return Recipe(
+            self.learning_rate * math.sqrt(k),
+            self.weight_decay * math.sqrt(k),
+            math.ceil(self.warmup_steps / k),
+            (max(0.0, 1 - k * (1 - self.betas[0])), max(0.0, 1 - k * (1 - self.betas[1]))),
+            self.eps / math.sqrt(k),
+        )
+
+
 def adamw(
     model: nn.Module,
     learning_rate: float,
@@ -23,6 +58,8 @@ def adamw(
     *,
     fast: Iterable[nn.Parameter] = (),
     ratio: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
 ) -> torch.optim.AdamW:
     """AdamW; gains, biases and other vectors are not decayed.
 
@@ -35,6 +72,8 @@ def adamw(
         device: "cpu" or "cuda".
         fast: Parameters that take `ratio` times the rate of the others.
         ratio: See `fast`.
+        betas: How much of the averages of gradients and of their squares a step keeps.
+        eps: Added to the root of the latter.
     """
     quick = {id(parameter) for parameter in fast}
     on_cuda = device.startswith("cuda")
@@ -53,7 +92,9 @@ def adamw(
                     RATIO: share,
                 }
             )
-    return torch.optim.AdamW([g for g in groups if g["params"]], fused=on_cuda, capturable=on_cuda)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], betas=betas, eps=eps, fused=on_cuda, capturable=on_cuda
+    )
 
 
 def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: Schedule) -> float:

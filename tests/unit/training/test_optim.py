@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from catalex.training.optim import adamw, set_learning_rate
+from catalex.training.optim import Recipe, adamw, set_learning_rate
 
 
 def test_fast_parameters_take_their_multiple_of_every_rate() -> None:
@@ -32,3 +34,37 @@ def test_without_fast_parameters_all_take_one_rate() -> None:
     before = model.weight.detach().clone()
     optimizer.step()
     assert (model.weight - before).abs().max() > 0
+
+
+def test_a_batch_of_the_base_size_changes_no_recipe() -> None:
+    recipe = Recipe(1e-3, 0.05, 300)
+    assert recipe.for_batch(512, None) is recipe
+    assert recipe.for_batch(512, 512) is recipe
+    assert recipe.for_batch(64, 1024).for_batch(1024, 64).betas == pytest.approx(recipe.betas)
+
+
+def test_a_scaled_recipe_takes_the_same_path_with_fewer_steps() -> None:
+    """Gradients of pure noise: the weights after one epoch spread as far at four times the batch."""
+
+    def spread(batch: int) -> float:
+        recipe = Recipe(1e-3, 0.0, 0).for_batch(batch, 64)
+        model = nn.Linear(3000, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        optimizer = adamw(
+            model, recipe.learning_rate, recipe.weight_decay, "cpu", betas=recipe.betas, eps=recipe.eps
+        )
+        noise = torch.Generator().manual_seed(0)
+        for _ in range(400 * 64 // batch):
+            model.weight.grad = torch.randn(1, 3000, generator=noise) / np.sqrt(batch)
+            optimizer.step()
+        return float(model.weight.detach().std())
+
+    assert spread(256) == pytest.approx(spread(64), rel=0.12)
+
+
+def test_a_scaled_recipe_decays_as_much_in_an_epoch() -> None:
+    def left(batch: int) -> float:
+        recipe = Recipe(1e-3, 0.05, 0).for_batch(batch, 64)
+        return float((1 - recipe.learning_rate * recipe.weight_decay) ** (100_000 / batch))
+
+    assert left(512) == pytest.approx(left(64), rel=1e-3)
