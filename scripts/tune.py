@@ -16,10 +16,10 @@ import yaml
 
 from catalex.artifacts import read_json
 from catalex.errors import CatalexError, user_error
-from catalex.pipelines.pretrain import FACTS, fit_and_save, load_domains, training_stage
+from catalex.pipelines.content import baseline_block
+from catalex.pipelines.pretrain import FACTS, fit_block, training_stage
 from catalex.pipelines.recipe import read_recipe
 from catalex.pipelines.workspace import running, workspace
-from catalex.recommenders import make_recommender
 
 
 def main(recipe_path: str, name: str, *axes: str) -> None:
@@ -36,19 +36,13 @@ def main(recipe_path: str, name: str, *axes: str) -> None:
         found = []
         for values in product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            block = {"name": name, **recipe.baselines.get(name, {}), **point}
+            block = {**baseline_block(recipe, name), **point}
             label = "_".join(f"{key}-{value}" for key, value in point.items())
             folder = place.root / "tune" / domain / name / label
-            stage = training_stage(place, "tune", folder, [domain], block, seed, needs_identifiers=False)
+            stage = training_stage(place, "tune", folder, [domain], block, seed)
             with running(stage, f"tune {name} on {domain}: {label}") as needed:
                 if needed:
-                    fit_and_save(
-                        stage,
-                        make_recommender(block, name),
-                        load_domains(place, [domain], None),
-                        seed,
-                        recipe.device,
-                    )
+                    fit_block(stage, place, block, name, [domain], seed, recipe.device)
             found.append((read_json(folder / FACTS)["valid_ndcg@10"], point))
         for metric, point in sorted(found, key=lambda pair: -pair[0]):
             print(f"{domain} {name} valid_ndcg@10 {metric:.5f} {point}", flush=True)

@@ -9,16 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from catalex.data.histories import Cases, Histories
 from catalex.errors import CatalexError
 from catalex.recommenders import RECOMMENDERS, load_recommender, make_recommender
 from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
+from catalex.recommenders.sequential import SequentialRecommender
 from catalex.training import loop
 from support.worlds import SPACE, domain, identifiers, leave_one_out, ring, with_held_out
 
 ITEMS = 20
 TINY = {"layers": 1, "hidden": 16, "feed_forward": 32, "heads": 2, "head_width": 8}
+SMALL = {"hidden": 16, "epochs": 3, "batch_size": 16, "max_history": 6, "learning_rate": 0.01}
+MEMORISE = {"epochs": 100, "hidden": 32, "dropout": 0.0, "evaluate_every": 20}
+MEMORISE_T5 = {
+    "epochs": 200,
+    "batch_size": 32,
+    "evaluate_every": 100,
+    "learning_rate": 0.005,
+    "warmup_steps": 20,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "t5": {
         "model": TINY,
@@ -26,14 +37,49 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "max_history": 6,
         "beam": ITEMS,
     },
-    "sasrec": {"hidden": 16, "epochs": 3, "batch_size": 16, "max_history": 6, "learning_rate": 0.01},
+    "recgpt": {
+        "hidden": 16,
+        "layers": 1,
+        "heads": 2,
+        "max_history": 6,
+        "beam": ITEMS,
+        "training": {"epochs": 3, "batch_size": 16, "learning_rate": 0.01, "warmup_steps": 5},
+    },
+    "sasrec": SMALL,
+    "gru4rec": {**SMALL, "inner": 16},
+    "bert4rec": {**SMALL, "layers": 1},
+    "fmlp": {**SMALL, "layers": 1},
+    "bsarec": {**SMALL, "layers": 1},
+    "hstu": {**SMALL, "layers": 1},
+    "fdsa": {**SMALL, "layers": 1},
+    "s3rec": {**SMALL, "layers": 1, "pretrain_epochs": 2, "pretrain_batch_size": 16},
+    "unisrec": {**SMALL, "layers": 1, "inner": 32, "experts": 2},
+    "vqrec": {**SMALL, "layers": 1, "inner": 32, "codes": 4, "codebook_size": 8, "rounds": 2},
+    "missrec": {**SMALL, "heads": 2, "inner": 32, "images": True},
     "transitions": {},
     "popularity": {},
 }
-TRAINED = ("t5", "sasrec")
+"""Tiny options of every entry. A block with ``training`` takes the options of training there."""
+
+BY_HEART: dict[str, dict[str, Any]] = {
+    "t5": {"model": {**TINY, "hidden": 32, "feed_forward": 64, "dropout": 0.0}, "training": MEMORISE_T5},
+    "recgpt": {
+        "hidden": 32,
+        "dropout": 0.0,
+        "training": {**SETTINGS["recgpt"]["training"], "epochs": 150, "evaluate_every": 50},
+    },
+    "gru4rec": {**MEMORISE, "inner": 32},
+    "bert4rec": {**MEMORISE, "epochs": 250, "learning_rate": 0.005, "patience": 99},
+    "hstu": {**MEMORISE, "input_dropout": 0.0, "width": 16},
+    "s3rec": {**MEMORISE, "pretrain_epochs": 0},
+    "unisrec": {**MEMORISE, "adaptor_dropout": 0.0},
+    "missrec": {**MEMORISE, "batch_size": 32},
+}
+"""What it takes to learn a few users by heart, where it is not `MEMORISE`."""
+
+TRAINED = tuple(name for name, kind in RECOMMENDERS.items() if kind.seeded)
 trained_only = pytest.mark.parametrize("name", TRAINED, scope="module")
-"""For what only recommenders with epochs and weights can show."""
-"""Recommenders with weights; the others count."""
+"""For what only recommenders with epochs and weights can show; the others count."""
 
 RING = domain(ring())
 
@@ -41,9 +87,9 @@ RING = domain(ring())
 def make(name: str, **training: Any) -> Recommender:
     """An untrained recommender; `training` goes where it keeps its training options."""
     block = {"name": name, **SETTINGS[name]}
-    if name == "t5":
+    if "training" in block:
         block["training"] = {**block["training"], **training}
-    elif name == "sasrec":
+    elif name in TRAINED:
         block |= training
     return make_recommender(block, name, SPACE)
 
@@ -158,6 +204,22 @@ def test_a_short_history_is_enough(fitted: Recommender, length: int) -> None:
     assert len(set(found.items[0].tolist()) - {ABSENT}) == 5
 
 
+def test_no_state_knows_what_comes_later(fitted: Recommender) -> None:
+    """Where every position is trained to predict its next item, it must not have seen it."""
+    if not isinstance(fitted, SequentialRecommender) or fitted.examples != "windows":
+        pytest.skip("predicts at the end of a prefix only")
+    if type(fitted).plan is not SequentialRecommender.plan:
+        pytest.skip("has a plan of its own, with tests of its own")
+    assert fitted.model is not None
+    before = torch.arange(6)[None].repeat(2, 1)
+    after = before.clone()
+    after[:, 4:] += 7
+    with torch.no_grad():
+        one, two = fitted.model(before), fitted.model(after)
+    torch.testing.assert_close(one[:, :4], two[:, :4], rtol=0, atol=1e-6)
+    assert not torch.allclose(one[:, 4:], two[:, 4:])
+
+
 # --- training -----------------------------------------------------------------------------------------------
 
 
@@ -252,18 +314,7 @@ def test_32_users_can_be_learned_by_heart(name: str) -> None:
         Histories.from_lists([training[user][:-1].tolist() for user in range(32)]),
         np.array([training[user][-1] for user in range(32)]),
     )
-    block = {**SETTINGS[name], "name": name}
-    if name == "t5":
-        block["model"] = {**TINY, "hidden": 32, "feed_forward": 64, "dropout": 0.0}
-        block["training"] = {
-            "epochs": 200,
-            "batch_size": 32,
-            "evaluate_every": 100,
-            "learning_rate": 0.01,
-            "warmup_steps": 20,
-        }
-    else:
-        block |= {"epochs": 100, "hidden": 32, "dropout": 0.0, "evaluate_every": 20}
+    block = {**SETTINGS[name], **BY_HEART.get(name, MEMORISE), "name": name}
     recommender = make_recommender(block, name, SPACE)
     recommender.fit([replace(domain(split), validation=seen)], seed=0, device="cpu")
     assert (recommender.ranks(seen, 10) == 1).mean() > 0.9
@@ -278,15 +329,39 @@ def test_no_domain_is_refused(name: str) -> None:
 
 
 def test_what_it_cannot_share_is_refused(name: str) -> None:
-    two = [RING, replace(RING, name="other")]
+    kind = RECOMMENDERS[name]
+    if not kind.transfers:
+        with pytest.raises(CatalexError, match=rf"{name}.*exactly one domain"):
+            make(name).fit([RING, replace(RING, name="other")], seed=0, device="cpu")
     if name == "t5":
         with pytest.raises(CatalexError, match=r"ring: .*needs identifiers.*catalex tokenize"):
             make(name).fit([replace(RING, identifiers=None)], seed=0, device="cpu")
         with pytest.raises(CatalexError, match=r"number of levels.*found 2.*allowed: 3"):
             make(name).fit([replace(RING, identifiers=RING.identifiers[:, :2])], seed=0, device="cpu")
+
+
+def test_what_it_needs_and_lacks_is_named(name: str) -> None:
+    for need in RECOMMENDERS[name].needs:
+        with pytest.raises(CatalexError, match=rf"ring: .*needs {need.replace('_', ' ')}"):
+            make(name).fit([replace(RING, **{need: None})], seed=0, device="cpu")
+
+
+def test_it_says_whether_it_starts_from_other_weights(name: str, fitted: Recommender, tmp_path: Path) -> None:
+    """One that transfers learns a second domain from the weights of the first; others refuse."""
+    fitted.save(tmp_path / "first")
+    started = make(name, epochs=1)
+    if not RECOMMENDERS[name].transfers:
+        with pytest.raises(CatalexError, match=r"item ids of one catalogue.*starts: \[scratch\]"):
+            started.start_from(tmp_path / "first")
         return
-    with pytest.raises(CatalexError, match=rf"{name}.*exactly one domain"):
-        make(name).fit(two, seed=0, device="cpu")
+    started.start_from(tmp_path / "first")
+    second = domain(ring(users=25, items=18), items=18, name="second")
+    started.fit([second], seed=0, device="cpu")
+    assert set(started.split_ids) == {"ring", "second"}
+    assert started.recommend(Histories.from_lists([[3, 4]]), 18).items.max() == 17
+    scratch = make(name, epochs=1)
+    scratch.fit([second], seed=0, device="cpu")
+    assert weights(started, tmp_path / "started") != weights(scratch, tmp_path / "scratch")
 
 
 @trained_only

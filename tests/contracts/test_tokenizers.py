@@ -21,6 +21,7 @@ from catalex.tokenizers.identifiers import identifier_version
 from catalex.types import Floats
 
 SETTINGS: dict[str, dict[str, Any]] = {
+    "opq": {"levels": 4, "codebook_size": 8, "rounds": 5},
     "rqkmeans": {"codebook_size": 8, "iterations": 10},
     "rqvae": {
         "codebook_size": 8,
@@ -55,10 +56,35 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "checkpoint_seconds": 0.0,
     },
 }
+SETTINGS["lamia"] = {
+    "encoder": {"name": "frozen", "width": 4},  # times 3 levels is WIDTH, as above
+    "levels": 3,
+    "codebook_size": 8,
+    "restarts": 2,
+    "iterations": 20,
+    "training": {"epochs": 3, "batch_size": 60, "learning_rate": 1e-3, "checkpoint_seconds": 0.0},
+}
+SETTINGS["letter"] = {**SETTINGS["rqvae"], "levels": 3, "clusters": 3}
+SETTINGS["tiger_m"] = {"text_width": 7, "components": 5, "quantizer": {**SETTINGS["rqvae"], "epochs": 20}}
+SETTINGS["tiger_m separate"] = {**SETTINGS["tiger_m"], "name": "tiger_m", "fusion": "separate"}
+SETTINGS["recgpt-fsq"] = {
+    "levels": [3, 3],
+    "heads": 1,
+    "dropout": 0.1,
+    "hidden": 16,
+    "training": {"epochs": 20, "batch_size": 120, "learning_rate": 2e-2, "checkpoint_seconds": 0.0},
+}
 SETTINGS["unitok without names"] = {**SETTINGS["unitok"], "name": "unitok", "expert_token": "none"}
-TYPING_ERRORS = {"utgrec": ("code_widht", "code_width")}
+TYPING_ERRORS = {
+    "utgrec": ("code_widht", "code_width"),
+    "recgpt-fsq": ("levles", "levels"),
+    "tiger_m": ("text_widht", "text_width"),
+    "tiger_m separate": ("text_widht", "text_width"),
+}
 """An unknown key and what was meant; the others have this one."""
 SIZED = ("codebook_sise", "codebook_size")
+WITHOUT_CODEBOOK = {"recgpt-fsq"}
+"""Their codes are given, so that any number of items will do."""
 BALANCED = sorted(name for name, kind in TOKENIZERS.items() if "balance" in kind.Options.model_fields)
 WIDTH = 12
 
@@ -71,7 +97,9 @@ def domain(name: str, items: int = 150, seed: int = 0, width: int = WIDTH) -> To
     )
     histories = [list(range(start, min(start + 6, items))) for start in range(0, items, 6)]
     content = [ItemContent(f"{name} {item}") for item in range(items)]
-    return TokenizerDomain(name, vectors, Histories.from_lists(histories), f"split-{name}", content)
+    collaborative = generator.normal(size=(items, 6)).astype(np.float32)  # as wide as the latents below
+    training = Histories.from_lists(histories)
+    return TokenizerDomain(name, vectors, training, f"split-{name}", content, collaborative)
 
 
 DOMAINS = [domain("toys"), domain("office", 90, 1)]
@@ -291,6 +319,8 @@ def test_equal_balance_helps_the_small_domain(name: str) -> None:
 def test_domains_that_cannot_be_learned_from_are_refused(
     name: str, domains: list[TokenizerDomain], message: str
 ) -> None:
+    if name in WITHOUT_CODEBOOK and "fewer items" in message:
+        pytest.skip("codes that are not learned need no items")
     with pytest.raises(CatalexError, match=message):
         make_tokenizer({"name": name, **SETTINGS[name]}).fit(domains, seed=0, device="cpu")
 

@@ -8,7 +8,7 @@ from catalex.data.columns import TEST, TRAIN, VALID
 from catalex.data.histories import Histories, SplitHistories
 from catalex.recommenders.base import RecommenderDomain
 from catalex.tokenizers.base import CodeSpace
-from catalex.types import Codes, Ints
+from catalex.types import Codes, Floats, Ints
 
 SPACE = CodeSpace((4, 4, 4), (0, 1, 2))
 
@@ -46,4 +46,26 @@ def domain(
 ) -> RecommenderDomain:
     """What a recommender learns from."""
     owned = identifiers(items) if codes is None else codes
-    return RecommenderDomain(name, items, split.training, split.validation, split.split_id, owned)
+    vectors, images, attributes = content(items)
+    return RecommenderDomain(
+        name,
+        items,
+        split.training,
+        split.validation,
+        split.split_id,
+        identifiers=owned,
+        vectors=vectors,
+        image_vectors=images,
+        attributes=attributes,
+    )
+
+
+def content(items: int, seed: int = 0) -> tuple[Floats, Floats, Histories]:
+    """Vectors of items ``(N, 12)``, vectors of their images ``(N, 6)``, every fifth without one, and
+    attributes: none for the first item, one or two of five for the others."""
+    random = np.random.default_rng(seed)
+    vectors = random.standard_normal((items, 12)).astype(np.float32)
+    images = random.standard_normal((items, 6)).astype(np.float32)
+    images[::5] = 0.0
+    owned = [sorted({item % 5, item * 3 % 5}) if item else [] for item in range(items)]
+    return vectors, images, Histories.from_lists(owned)

@@ -21,7 +21,11 @@ RECIPES = sorted(ROOT.glob("recipes/*.y*ml"))
 TARGETS = ("office", "toys")
 PLAIN_BOOKS = {"residual": "quantized", "share_leaf": False, "projected": False, "leaf": 256}
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
-    "utgrec-no-tree": {"tokenizer": PLAIN_BOOKS},
+    # without W only the codes themselves can follow a new domain
+    "utgrec-no-tree": {
+        "tokenizer": {**PLAIN_BOOKS, "fine_tune_start": "kept"},
+        "tokenize": {"adapt": dict.fromkeys(TARGETS, "full")},
+    },
     "utgrec-no-alignment": {"tokenizer": {"alignment_weight": 0.0}},
     "utgrec-no-cooccurrence": {"tokenizer": {"cooccurrence_weight": 0.0}},
     "utgrec-frozen": {"tokenize": {"adapt": {}}},

@@ -90,16 +90,19 @@ class Trie:
     Args:
         tokens: ``(N, L)`` integers above 0 (0 is padding), rows distinct. N may be 0 for a catalogue that
             starts empty.
+        items: ``(N,)`` distinct item ids of the rows, for a catalogue that has lost some; default: 0..N-1.
 
     Raises:
         CatalexError: When two rows are equal, a token is not positive, or the array is not two-dimensional
             integers.
     """
 
-    def __init__(self, tokens: NDArray[Any]) -> None:
+    def __init__(self, tokens: NDArray[Any], items: Ints | None = None) -> None:
         rows = _checked(tokens, None)
+        ids = np.arange(len(rows)) if items is None else np.asarray(items, np.int64)
         self.length = rows.shape[1]
-        self._index = _Index(cut(rows, np.arange(len(rows))), len(rows), int(rows.max(initial=0)))
+        size = int(ids.max(initial=-1)) + 1
+        self._index = _Index(cut(rows, ids), size, int(rows.max(initial=0)))
 
     def __len__(self) -> int:
         """Number of items that can be decoded (removed ones are not counted)."""
@@ -143,10 +146,15 @@ class Trie:
         """``(n, L)`` tokens of the n items that can be decoded, in sorted order, and their ``(n,)`` items."""
         return expand(self._index.arrays)
 
-    def add(self, tokens: NDArray[Any]) -> None:
+    def add(self, tokens: NDArray[Any], items: Ints | None = None) -> None:
         """Give the next item ids to the rows of ``tokens (n, L)``. No other item changes.
 
         Few items cost one pass over the arrays, without a sort; many cost what building anew costs.
+
+        Args:
+            tokens: Their identifiers.
+            items: ``(n,)`` distinct ids in place of the next ones, for a caller who gives out the ids; none
+                may be that of an item in the index.
 
         Raises:
             CatalexError: When a row is not valid, occurs twice, or is the identifier of an item.
@@ -156,14 +164,15 @@ class Trie:
         if len(taken):
             raise duplicate(new[taken[0]])
         index = self._index
-        ids = np.arange(index.size, index.size + len(new))
+        ids = np.arange(index.size, index.size + len(new)) if items is None else np.asarray(items, np.int64)
+        size = max(index.size, int(ids.max(initial=-1)) + 1)
         if len(new) * REBUILD > len(index.arrays.items):
             old, items = expand(index.arrays)
             arrays = cut(np.concatenate([old, new]), np.concatenate([items, ids]))
         else:
             arrays = with_rows(index.arrays, new, ids)
         highest = max(index.highest_token, int(new.max(initial=0)))
-        self._index = _Index(arrays, index.size + len(new), highest)
+        self._index = _Index(arrays, size, highest)
 
     def remove(self, items: Sequence[int] | NDArray[Any]) -> None:
         """Take items out of the index. Their ids stay unused, their identifiers are free again.

@@ -273,10 +273,16 @@ class T5(nn.Module):
             x = block(x, bias, layer, memory.bias)
         return self._logits(x)
 
-    def loss(self, tokens: Tensor, labels: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    def loss(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        reduction: Literal["mean", "sum"] = "mean",
+        temperature: float = 1.0,
+    ) -> Tensor:
         """Mean (or sum) of the cross-entropy over the label positions that are not `IGNORE`, all V tokens in
-        the softmax."""
-        logits = self(tokens, labels).flatten(0, 1).float()
+        the softmax of the logits divided by `temperature`."""
+        logits = self(tokens, labels).flatten(0, 1).float() / temperature
         return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction=reduction)
 
     # --- decoding -------------------------------------------------------------------------------------------

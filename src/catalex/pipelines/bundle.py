@@ -6,17 +6,23 @@ from pathlib import Path
 
 from catalex.artifacts import Stage, outputs_of
 from catalex.bundle import MANIFEST, write_bundle
-from catalex.pipelines.pretrain import IDENTIFIERS, RECOMMENDER, load_domains
+from catalex.pipelines.content import IDENTIFIERS, load_domains
+from catalex.pipelines.pretrain import RECOMMENDER
 from catalex.pipelines.recipe import Recipe, dump_recipe
 from catalex.pipelines.tokenize import tokenizer_folder
 from catalex.pipelines.workspace import Workspace, running, workspace
-from catalex.recommenders import load_recommender
+from catalex.progress import say
+from catalex.recommenders import load_recommender, recommender_kind
 from catalex.tokenizers.identifiers import IdentifierTable
 
 
 def bundle_stage(recipe: Recipe) -> list[Path]:
     """Write a bundle for every evaluated domain with a trained recommender; returns their folders."""
-    place = workspace(recipe)
+    place, kind = workspace(recipe), recommender_kind(recipe.recommender)
+    if "identifiers" not in kind.needs:
+        if recipe.pretrain is not None or recipe.transfer is not None:
+            say("bundle: bundles hold recommenders over identifiers; this one is left in its stage")
+        return []
     folders = []
     for name in recipe.evaluate_domains:
         source = trained_folder(recipe, place, name)
@@ -36,7 +42,7 @@ def bundle_stage(recipe: Recipe) -> list[Path]:
             if needed:
                 identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
                 recommender = load_recommender(source / RECOMMENDER)
-                recommender.bind(load_domains(place, [name], identifiers)[0])
+                recommender.bind(load_domains(place, [name], kind.needs, identifiers)[0])
                 write_bundle(
                     folder,
                     domain=name,

@@ -9,31 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from catalex import processes
-from catalex.artifacts import Stage, drop_half_written, outputs_of, read_json, write_json
+from catalex.artifacts import Stage, drop_half_written, hash_file, outputs_of, read_json, write_json
 from catalex.data.domain import Domain
 from catalex.data.histories import popularity
 from catalex.evaluation.comparison import aggregate, compare
 from catalex.evaluation.protocol import evaluate
+from catalex.evaluation.ranked_lists import judge_lists
 from catalex.evaluation.results import RANKS_FILE, Result, summary
-from catalex.pipelines.pretrain import (
-    FACTS,
-    IDENTIFIERS,
-    RECOMMENDER,
-    fit_and_save,
-    load_domains,
-    training_stage,
-)
+from catalex.pipelines.content import IDENTIFIERS, baseline_block, load_domains
+from catalex.pipelines.pretrain import FACTS, RECOMMENDER, fit_block, training_stage
 from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.validate import check_baselines
 from catalex.pipelines.workspace import Workspace, read_optional, resolve_device, running, workspace
 from catalex.progress import say
-from catalex.recommenders import load_recommender, make_recommender
+from catalex.recommenders import load_recommender, recommender_kind, recommender_name
 from catalex.reporting.ledger import ResultLine, append
 from catalex.reporting.provenance import command_line, commit_id, machine_name, now
-from catalex.tokenizers.identifiers import IdentifierTable
 from catalex.types import JSON
 
 HEALTH = "health.json"
+LISTED = "ranked lists"
+"""In place of a recommender's name where a system was trained elsewhere."""
 METRICS = "metrics.json"
 SUMMARY = "summary.json"
 
@@ -45,7 +41,10 @@ class System:
     Attributes:
         label: Name in tables: "t5", "t5-transferred", "sasrec", ..
         folder: The stage that trained it.
+        name: Of the recommender in its table.
         pretrained_on: Domains of its pre-training, joined by ``+``; empty when there was none.
+        lists: File of ranked lists of a system that was trained elsewhere; `folder` then is that of its
+            result.
     """
 
     label: str
@@ -54,6 +53,12 @@ class System:
     folder: Path
     name: str
     pretrained_on: str = ""
+    lists: Path | None = None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it reads of a domain beside the sequences."""
+        return recommender_kind({"name": self.name}).needs if self.lists is None else frozenset()
 
 
 def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
@@ -72,7 +77,8 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
     rows: list[dict[str, Any]] = []
     for name in recipe.evaluate_domains:
         domain = place.domain(name)
-        for system in chain(_trained(recipe, place, name), _baselines(recipe, place, name)):
+        systems = (_trained, _baselines, _listed)
+        for system in chain.from_iterable(found(recipe, place, name) for found in systems):
             result, metrics = _judge(recipe, place, domain, system, record)
             results.append(result)
             rows.append(
@@ -102,7 +108,7 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
 
 def _trained(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System]:
     """Systems of the pretrain and transfer stages for one domain, as far as they are in the recipe."""
-    kind = str(recipe.recommender.get("name", "t5"))
+    kind = recommender_name(recipe.recommender)
     several = len(recipe.pretrain_domains) > 1
     targets = recipe.transfer.domains if recipe.transfer else []
     for seed in recipe.seeds:
@@ -116,21 +122,31 @@ def _trained(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System]:
                 source = "+".join(recipe.pretrain_domains) if start == "pretrained" else ""
                 label = f"{kind}-transferred" if start == "pretrained" else kind
                 yield System(label, domain, seed, place.transferred(domain, start, seed), kind, source)
+        if recipe.evaluate.zero_shot and recipe.pretrain and domain not in recipe.pretrain_domains:
+            source = "+".join(recipe.pretrain_domains)
+            yield System(f"{kind}-zero-shot", domain, seed, place.pretrained(seed), kind, source)
 
 
 def _baselines(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System]:
     """Fit every baseline that is not there yet. Those without randomness run once, whatever the seeds."""
-    for name in recipe.evaluate.baselines:
-        block = {"name": name, **recipe.baselines.get(name, {})}
-        seeds = recipe.seeds if name not in ("popularity", "transitions") else recipe.seeds[:1]
+    for label in recipe.evaluate.baselines:
+        block = baseline_block(recipe, label)
+        seeds = recipe.seeds if recommender_kind(block).seeded else recipe.seeds[:1]
         for seed in seeds:
-            folder = place.root / "baselines" / domain / name / f"seed-{seed}"
-            stage = training_stage(place, "baseline", folder, [domain], block, seed, needs_identifiers=False)
-            with running(stage, f"baseline {name} on {domain}, seed {seed}", together=True) as needed:
+            folder = place.root / "baselines" / domain / label / f"seed-{seed}"
+            stage = training_stage(place, "baseline", folder, [domain], block, seed)
+            with running(stage, f"baseline {label} on {domain}, seed {seed}", together=True) as needed:
                 if needed:
-                    recommender = make_recommender(block, f"baselines.{name}")
-                    fit_and_save(stage, recommender, load_domains(place, [domain], None), seed, recipe.device)
-            yield System(name, domain, seed, folder, name)
+                    fit_block(stage, place, block, f"baselines.{label}", [domain], seed, recipe.device)
+            yield System(label, domain, seed, folder, recommender_name(block))
+
+
+def _listed(recipe: Recipe, place: Workspace, domain: str) -> Iterator[System]:
+    """Systems that were trained elsewhere, by their ranked lists."""
+    for label, files in recipe.evaluate.lists.items():
+        if domain in files:
+            folder = place.evaluated(domain, label, 0)
+            yield System(label, domain, 0, folder, LISTED, lists=Path(files[domain]))
 
 
 def _judge(
@@ -138,35 +154,21 @@ def _judge(
 ) -> tuple[Result, dict[str, Any]]:
     """Ranks and metrics of one system; a line for the ledger if they are computed just now."""
     identifiers = None
-    if system.name == "t5":
+    if "identifiers" in system.needs:
         identifiers = outputs_of(place.tokenized, "tokenize")[IDENTIFIERS]
         place.check_trained(system.folder, identifiers)
     inputs = {
         "domain": outputs_of(place.prepared(domain.name), "prepare"),
-        "recommender": outputs_of(system.folder, place.verb_of(system.folder)),
+        "recommender": outputs_of(system.folder, place.verb_of(system.folder))
+        if system.lists is None
+        else hash_file(system.lists),
         "identifiers": identifiers,
         "ks": recipe.evaluate.ks,
     }
     stage = Stage(place.evaluated(domain.name, system.label, system.seed), "evaluate", inputs)
     with running(stage, f"evaluate {system.label} on {domain.name}, seed {system.seed}") as needed:
         if needed:
-            recommender = load_recommender(system.folder / RECOMMENDER)
-            if identifiers is not None:
-                recommender.bind(
-                    load_domains(place, [domain.name], IdentifierTable.load(place.tokenized / IDENTIFIERS))[0]
-                )
-            mover = getattr(recommender, "to", None)
-            if mover is not None:
-                mover(resolve_device(recipe.device))
-            result = evaluate(
-                recommender,
-                domain.sequences.test,
-                system=system.label,
-                domain=domain.name,
-                split_id=domain.split_id,
-                seed=system.seed,
-                ks=recipe.evaluate.ks,
-            )
+            result = _ranked(recipe, place, domain, system)
             result.write(stage.folder / RANKS_FILE)
             metrics = summary(result, popularity(domain.sequences.training, len(domain)))
             write_json(stage.folder / METRICS, metrics)
@@ -174,6 +176,33 @@ def _judge(
                 append(record, _line(recipe, place, system, metrics))
             stage.finish([RANKS_FILE, METRICS])
     return Result.read(stage.folder / RANKS_FILE), read_json(stage.folder / METRICS)
+
+
+def _ranked(recipe: Recipe, place: Workspace, domain: Domain, system: System) -> Result:
+    """The system's ranks of the test cases."""
+    cases, ks = domain.sequences.test, recipe.evaluate.ks
+    if system.lists is not None:
+        return judge_lists(
+            system.lists,
+            cases,
+            items=len(domain),
+            system=system.label,
+            domain=domain.name,
+            split_id=domain.split_id,
+            ks=ks,
+        )
+    recommender = load_recommender(system.folder / RECOMMENDER)
+    if system.needs:
+        recommender.bind(load_domains(place, [domain.name], system.needs)[0])
+    return evaluate(
+        recommender.to(resolve_device(recipe.device)),
+        cases,
+        system=system.label,
+        domain=domain.name,
+        split_id=domain.split_id,
+        seed=system.seed,
+        ks=ks,
+    )
 
 
 def _comparisons(recipe: Recipe, results: list[Result], domain: str) -> list[dict[str, Any]]:
@@ -186,11 +215,13 @@ def _comparisons(recipe: Recipe, results: list[Result], domain: str) -> list[dic
 
 def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, Any]) -> ResultLine:
     """The ledger line of one judged system."""
-    facts = read_json(system.folder / FACTS)
+    facts = read_optional(system.folder / FACTS) or {}
     seconds = read_optional(system.folder / "training_time.json") or {}
-    generative = system.name == "t5"
+    generative = "identifiers" in system.needs
+    encoded = generative or "vectors" in system.needs
     health = read_json(place.tokenized / HEALTH)["domains"][system.domain] if generative else None
-    options = read_json(system.folder / RECOMMENDER / "config.json").get("options", {})
+    config = read_optional(system.folder / RECOMMENDER / "config.json") or {}
+    options = config.get("options", {})
     split = place.domain(system.domain).manifest.get("split")
     return ResultLine.model_validate(
         {
@@ -202,7 +233,7 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
             "split": split if isinstance(split, str) else str((split or {}).get("kind", "leave-one-out")),
             "system": system.label,
             "tokenizer": _tokenizer_name(recipe, place, system.domain) if generative else None,
-            "encoder": str(recipe.encoder.get("name")) if generative else None,
+            "encoder": str(recipe.encoder.get("name")) if encoded else None,
             "pretrained_on": system.pretrained_on or None,
             "beam": options.get("beam") if generative else None,
             "history": options.get("max_history"),

@@ -1,23 +1,23 @@
-"""pretrain: code sequences of one or many domains -> a recommender. transfer: the same, to one target."""
+"""pretrain: sequences of one or many domains -> a recommender. transfer: the same, to one target domain."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from catalex import processes
 from catalex.artifacts import Stage, outputs_of, write_json
+from catalex.pipelines.content import IDENTIFIERS, inputs_for, load_domains, training_block
 from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.validate import check_transfer
 from catalex.pipelines.workspace import Workspace, resolve_device, running, workspace
-from catalex.recommenders import make_recommender
+from catalex.recommenders import make_recommender, recommender_kind
 from catalex.recommenders.base import Recommender, RecommenderDomain
-from catalex.recommenders.generative import Generative
 from catalex.tokenizers.identifiers import IdentifierTable
 from catalex.types import JSON
 
-IDENTIFIERS = "identifiers.parquet"
 FACTS = "facts.json"
 RECOMMENDER = "recommender"
 
@@ -28,22 +28,14 @@ def pretrain_stage(recipe: Recipe) -> None:
         return
     place = workspace(recipe)
     for seed in recipe.seeds:
-        block = recipe.component(recipe.recommender, recipe.pretrain.training)
+        block = training_block(recipe, recipe.pretrain.training)
         stage = training_stage(
             place, "pretrain", place.pretrained(seed), recipe.pretrain.domains, block, seed
         )
         title = f"pretrain on {', '.join(recipe.pretrain.domains)}, seed {seed}"
         with running(stage, title, together=True) as needed:
             if needed:
-                identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
-                recommender = make_recommender(block, "recommender", identifiers.space)
-                fit_and_save(
-                    stage,
-                    recommender,
-                    load_domains(place, recipe.pretrain.domains, identifiers),
-                    seed,
-                    recipe.device,
-                )
+                fit_block(stage, place, block, "recommender", recipe.pretrain.domains, seed, recipe.device)
 
 
 def transfer_stage(recipe: Recipe) -> None:
@@ -53,7 +45,7 @@ def transfer_stage(recipe: Recipe) -> None:
     check_transfer(recipe)
     place = workspace(recipe)
     for domain in recipe.transfer.domains:
-        block = recipe.component(recipe.recommender, recipe.transfer.training_of(domain))
+        block = training_block(recipe, recipe.transfer.training_of(domain))
         for start in recipe.transfer.starts:
             for seed in recipe.seeds:
                 earlier = place.pretrained(seed) if start == "pretrained" else None
@@ -63,18 +55,7 @@ def transfer_stage(recipe: Recipe) -> None:
                 title = f"transfer to {domain} from {start} weights, seed {seed}"
                 with running(stage, title, together=True) as needed:
                     if needed:
-                        identifiers = IdentifierTable.load(place.tokenized / IDENTIFIERS)
-                        recommender = make_recommender(block, "recommender", identifiers.space)
-                        if earlier is not None:
-                            assert isinstance(recommender, Generative)
-                            recommender.start_from(earlier / RECOMMENDER)
-                        fit_and_save(
-                            stage,
-                            recommender,
-                            load_domains(place, [domain], identifiers),
-                            seed,
-                            recipe.device,
-                        )
+                        fit_block(stage, place, block, "recommender", [domain], seed, recipe.device, earlier)
 
 
 def training_stage(
@@ -85,23 +66,48 @@ def training_stage(
     block: JSON,
     seed: int,
     earlier: Path | None = None,
-    *,
-    needs_identifiers: bool = True,
 ) -> Stage:
     """The stage that trains one recommender; its inputs are all that decides the weights."""
-    for name in domains if needs_identifiers else ():
-        place.check_tokenized(name)
-    tokenized = outputs_of(place.tokenized, "tokenize")[IDENTIFIERS] if needs_identifiers else None
-    if earlier is not None and tokenized is not None:
-        place.check_trained(earlier, tokenized)
+    read = inputs_for(place, domains, recommender_kind(block).needs)
+    if earlier is not None and read["identifiers"] is not None:
+        place.check_trained(earlier, read["identifiers"])
     inputs = {
-        "domains": {name: outputs_of(place.prepared(name), "prepare") for name in domains},
-        "identifiers": tokenized,
+        **read,
         "recommender": block,
         "seed": seed,
         "start": outputs_of(earlier, "pretrain") if earlier is not None else None,
     }
     return Stage(folder, verb, inputs)
+
+
+def fit_block(
+    stage: Stage,
+    place: Workspace,
+    block: Mapping[str, Any],
+    where: str,
+    domains: Sequence[str],
+    seed: int,
+    device: str,
+    earlier: Path | None = None,
+) -> None:
+    """Make the recommender of a recipe block, give it earlier weights if there are any, and fit it.
+
+    Args:
+        stage: Begun; finished here.
+        place: The workspace.
+        block: Name and options of the recommender.
+        where: Where the block stands, for messages.
+        domains: What it learns from.
+        seed: Of the training.
+        device: "auto", "cpu" or "cuda".
+        earlier: Stage of the pre-training.
+    """
+    needs = recommender_kind(block).needs
+    table = IdentifierTable.load(place.tokenized / IDENTIFIERS) if "identifiers" in needs else None
+    recommender = make_recommender(block, where, table.space if table is not None else None)
+    if earlier is not None:
+        recommender.start_from(earlier / RECOMMENDER)
+    fit_and_save(stage, recommender, load_domains(place, domains, needs, table), seed, device)
 
 
 def fit_and_save(
@@ -121,26 +127,3 @@ def fit_and_save(
     write_json(stage.folder / FACTS, facts)
     saved = [str(p.relative_to(stage.folder)) for p in (stage.folder / RECOMMENDER).rglob("*") if p.is_file()]
     stage.finish([FACTS, *saved])
-
-
-def load_domains(
-    place: Workspace, names: Sequence[str], identifiers: IdentifierTable | None
-) -> list[RecommenderDomain]:
-    """What recommenders learn from, with identifiers where there are any."""
-    found = []
-    for name in names:
-        domain = place.domain(name)
-        codes = identifiers.of(name) if identifiers is not None else None
-        if codes is not None and len(codes) != len(domain):
-            place.check_tokenized(name)
-        found.append(
-            RecommenderDomain(
-                name,
-                len(domain),
-                domain.sequences.training,
-                domain.sequences.validation,
-                domain.split_id,
-                codes,
-            )
-        )
-    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,7 +32,7 @@ class PretrainBlock(Options):
     domains: list[str]
     """Domains of the mixture."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of `recommender.training` for this stage."""
+    """Overrides of the training options of `recommender` for this stage."""
 
 
 class TransferBlock(Options):
@@ -43,7 +43,7 @@ class TransferBlock(Options):
     starts: list[Literal["pretrained", "scratch"]] = Field(default=["pretrained"])
     """Begin from the pre-trained weights, from random ones, or run both for comparison."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of `recommender.training` for this stage."""
+    """Overrides of the training options of `recommender` for this stage."""
     by_domain: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Further overrides for single targets, by name: a small domain wants more epochs than a large one."""
 
@@ -60,7 +60,13 @@ class EvaluateBlock(Options):
     ks: list[Positive] = Field(default=[5, 10], min_length=1)
     """Cut-offs K of Recall, NDCG and MRR."""
     baselines: list[str] = Field(default=["popularity", "transitions"])
-    """Other recommenders for the same table, from the table of recommenders."""
+    """Other systems for the same table: names from the table of recommenders, or labels of blocks under
+    `baselines` that name one."""
+    lists: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Systems that were trained elsewhere: by label, a file of ranked lists for each domain
+    (`evaluation.ranked_lists`), judged on the same cases."""
+    zero_shot: bool = False
+    """Judge the pre-trained recommender also on the evaluated domains that it never learned from."""
     examples: int = Field(default=6, ge=0)
     """Test users whose recommendations the report shows by title."""
 
@@ -102,16 +108,19 @@ class Recipe(Options):
     """How an item becomes text: `features.text.TextOptions`."""
     encoder: dict[str, Any] = Field(default_factory=lambda: {"name": "minilm"})
     """Content encoder: its name and options."""
+    image_encoder: dict[str, Any] | None = None
+    """Encoder of images alone, for recommenders that read them beside the vectors of `encoder`; null where
+    there are none."""
     tokenizer: dict[str, Any] = Field(default_factory=lambda: {"name": "rqkmeans"})
     """Tokenizer: its name and options."""
     tokenize: TokenizeBlock = Field(default_factory=TokenizeBlock)
     recommender: dict[str, Any] = Field(default_factory=lambda: {"name": "t5"})
-    """Generative recommender: its name and options."""
+    """The recommender of `pretrain` and `transfer`: its name and options."""
     pretrain: PretrainBlock | None = None
     transfer: TransferBlock | None = None
     evaluate: EvaluateBlock = Field(default_factory=EvaluateBlock)
     baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Options of baselines by name."""
+    """Options of baselines by name or, where a block has a `name`, by a label of your own."""
     note: str = ""
     """Free text for the results ledger."""
 
@@ -138,13 +147,6 @@ class Recipe(Options):
         if self.evaluate.domains is not None:
             return self.evaluate.domains
         return self.transfer.domains if self.transfer else self.pretrain_domains
-
-    def component(self, block: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
-        """A recommender block with a stage's training overrides laid over it."""
-        merged = dict(block)
-        if training:
-            merged["training"] = {**merged.get("training", {}), **training}
-        return merged
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -283,6 +285,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         "tokenize.adapt": recipe.tokenize.adapt,
         "transfer.by_domain": recipe.transfer.by_domain if recipe.transfer else None,
         "tokenize.published": recipe.tokenize.published,
+        **{f"evaluate.lists.{label}": files for label, files in recipe.evaluate.lists.items()},
     }
     blocks = {"pretrain": recipe.pretrain, "transfer": recipe.transfer}
     for key, block in blocks.items():

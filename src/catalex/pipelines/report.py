@@ -16,11 +16,13 @@ from catalex.data import columns as c
 from catalex.data.domain import Domain
 from catalex.errors import CatalexError
 from catalex.evaluation.results import RANKS_FILE, Result
+from catalex.pipelines.content import IDENTIFIERS
 from catalex.pipelines.evaluate import SUMMARY
-from catalex.pipelines.pretrain import FACTS, IDENTIFIERS
+from catalex.pipelines.pretrain import FACTS
 from catalex.pipelines.recipe import Recipe, dump_recipe
 from catalex.pipelines.workspace import Workspace, read_optional, seconds_of, workspace
 from catalex.progress import say
+from catalex.recommenders import RECOMMENDERS, recommender_name
 from catalex.recommenders.base import ABSENT
 from catalex.reporting.prefixes import MOST, QUERIES, alike, choose_queries, show
 from catalex.reporting.provenance import command_line, commit_id, machine_name, now
@@ -86,7 +88,7 @@ def _facts(recipe: Recipe, place: Workspace) -> dict[str, Any]:
             {
                 row["system"]
                 for row in judged["results"]
-                if row["name"] == recipe.recommender.get("name", "t5")
+                if row["name"] == recommender_name(recipe.recommender)
             }
         )
         found["examples"] = [
@@ -158,7 +160,7 @@ def _training(place: Workspace, folder: Path) -> dict[str, Any]:
 
 
 def _result(recipe: Recipe, row: dict[str, Any]) -> dict[str, Any]:
-    own = row["name"] == recipe.recommender.get("name", "t5")
+    own = row["name"] in RECOMMENDERS and "identifiers" in RECOMMENDERS[row["name"]].needs
     return {
         "domain": row["domain"],
         "system": row["system"],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from catalex.artifacts import read_json
 from catalex.pipelines.bundle import bundle_stage
+from catalex.pipelines.content import needs_of
 from catalex.pipelines.embed import embed_stage
 from catalex.pipelines.evaluate import SUMMARY, evaluate_stage, print_summary
 from catalex.pipelines.prepare import prepare_stage
@@ -20,11 +21,14 @@ SHOWN = 3
 
 
 def run_recipe(recipe: Recipe, record: Path | None = None) -> Path:
-    """Run every stage that is not done; returns the folder of the report."""
+    """Run every stage that is not done and that something reads; returns the folder of the report."""
     validate_blocks(recipe)
     prepare_stage(recipe)
-    embed_stage(recipe)
-    tokenize_stage(recipe)
+    needs = needs_of(recipe)
+    if needs & {"identifiers", "vectors", "image_vectors"}:
+        embed_stage(recipe)
+    if "identifiers" in needs:
+        tokenize_stage(recipe)
     pretrain_stage(recipe)
     transfer_stage(recipe)
     evaluate_stage(recipe, record)
@@ -52,3 +56,4 @@ def print_outcome(recipe: Recipe, folder: Path) -> None:
         bundle = recipe.folder / "bundle" / name
         if bundle.is_dir():
             print(f"try it: catalex recommend {bundle} --history '#1,#2'")
+            print(f"serve it: catalex serve {bundle}")

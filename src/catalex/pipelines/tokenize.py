@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from catalex.data.domain import Domain
 from catalex.features.base import ItemContent
 from catalex.features.embed import CatalogueContent
 from catalex.features.text import TextOptions, domain_texts
+from catalex.pipelines.collaborative import check_collaborative, collaborative_vectors
+from catalex.pipelines.content import IDENTIFIERS
 from catalex.pipelines.embed import load_vectors
-from catalex.pipelines.pretrain import IDENTIFIERS
 from catalex.pipelines.recipe import Recipe
 from catalex.pipelines.validate import check_adaptable, published_options
 from catalex.pipelines.workspace import Workspace, resolve_device, running, workspace
@@ -65,6 +67,8 @@ def tokenize_stage(recipe: Recipe) -> dict[str, Any]:
         "conflicts": recipe.tokenize.conflicts,
         "seed": recipe.seeds[0],
     }
+    if (folders := _collaborative_hashes(recipe)) is not None:
+        inputs["collaborative"] = folders
     if (seen := _content_hashes(recipe, place)) is not None:
         inputs["content"] = seen
     title = f"tokenize with {recipe.tokenizer.get('name')} trained on {', '.join(recipe.tokenizer_domains)}"
@@ -129,6 +133,14 @@ def _tokenize(recipe: Recipe, stage: Stage) -> None:
         content = _contents(recipe, place, domains, tokenizer)
         seen = {n: _seen(domains[n], vectors[n], content.get(n)) for n in domains}
         device = resolve_device(recipe.device)
+        if (need := tokenizer.collaborative) is not None:
+            check_collaborative(need, recipe.tokenizer_domains)
+            for name in recipe.tokenizer_domains:
+                partial = stage.partial / "collaborative" / name
+                made = collaborative_vectors(
+                    need, domains[name], seed=recipe.seeds[0], device=device, partial=partial
+                )
+                seen[name] = replace(seen[name], collaborative=made)
         learned_from = [seen[name] for name in recipe.tokenizer_domains]
         fitted = tokenizer.fit(learned_from, seed=recipe.seeds[0], device=device, partial=stage.partial)
         curves.update(fitted)
@@ -195,6 +207,16 @@ def _content_hashes(recipe: Recipe, place: Workspace) -> dict[str, JSON] | None:
             if tokenizer.reads_images and path.is_file()
         },
     }
+
+
+def _collaborative_hashes(recipe: Recipe) -> dict[str, JSON] | None:
+    """The trained recommenders that the tokenizer takes collaborative vectors from."""
+    if recipe.tokenize.published:
+        return None
+    tokenizer = make_tokenizer(recipe.tokenizer, "tokenizer", recipe.tokenizer_domains)
+    if (need := tokenizer.collaborative) is None:
+        return None
+    return {name: hash_file(folder / "model.safetensors") for name, folder in need.source.folders.items()}
 
 
 def _contents(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from catalex.errors import lookup, user_error
+from catalex.errors import user_error
 from catalex.features import make_encoder
 from catalex.features.text import TextOptions
-from catalex.pipelines.recipe import Recipe
+from catalex.pipelines.content import baseline_block, training_block
+from catalex.pipelines.recipe import NAME, Recipe
 from catalex.pipelines.workspace import resolve_device
-from catalex.recommenders import RECOMMENDERS, make_recommender
-from catalex.recommenders.generative import Generative
+from catalex.recommenders import RECOMMENDERS, make_recommender, recommender_kind, recommender_name
 from catalex.tokenizers import (
     TOKENIZERS,
     CodeSpace,
@@ -42,16 +42,19 @@ def validate_blocks(recipe: Recipe, *, with_data: bool = True) -> None:
     resolve_device(recipe.device)
     TextOptions.parse(recipe.text, "text")
     make_encoder(recipe.encoder, "encoder")
+    if recipe.image_encoder is not None:
+        make_encoder(recipe.image_encoder, "image_encoder")
     space = _space(recipe, with_data=with_data)
     overrides = [recipe.pretrain.training] if recipe.pretrain else []
     if recipe.transfer is not None:
         overrides += [recipe.transfer.training_of(name) for name in recipe.transfer.domains]
     for training in overrides:
-        make_recommender(recipe.component(recipe.recommender, training), "recommender", space)
+        make_recommender(training_block(recipe, training), "recommender", space)
     check_transfer(recipe)
+    check_zero_shot(recipe)
     check_baselines(recipe)
     for name in recipe.evaluate.baselines:
-        make_recommender({"name": name, **recipe.baselines.get(name, {})}, f"baselines.{name}", space)
+        make_recommender(baseline_block(recipe, name), f"baselines.{name}", space)
     if with_data:
         from catalex.data.prepare import PrepareOptions, input_hashes
 
@@ -117,31 +120,56 @@ def check_transfer(recipe: Recipe) -> None:
     Raises:
         CatalexError: When it knows only the item ids of one catalogue.
     """
-    name = str(recipe.recommender.get("name", "t5"))
-    if lookup(RECOMMENDERS, name, "recommender") is Generative or recipe.transfer is None:
+    if recipe.transfer is None or recommender_kind(recipe.recommender).transfers:
         return
     if "pretrained" in recipe.transfer.starts:
         raise user_error(
             "this recommender knows the item ids of one catalogue only, so it cannot be transferred",
             place="recommender.name",
-            value=name,
-            allowed=[key for key, kind in RECOMMENDERS.items() if kind is Generative],
-            remedy="choose a generative recommender, or set transfer.starts: [scratch]",
+            value=recommender_name(recipe.recommender),
+            allowed=[key for key, kind in RECOMMENDERS.items() if kind.transfers],
+            remedy="choose a recommender that transfers, or set transfer.starts: [scratch]",
+        )
+
+
+def check_zero_shot(recipe: Recipe) -> None:
+    """Refuse zero-shot evaluation of what cannot be applied to a domain that it never saw.
+
+    Raises:
+        CatalexError: When there is no pre-training, or the recommender knows one catalogue only.
+    """
+    if not recipe.evaluate.zero_shot:
+        return
+    if recipe.pretrain is None or not recommender_kind(recipe.recommender).transfers:
+        raise user_error(
+            "there is no recommender that could be applied to a domain it never saw",
+            place="evaluate.zero_shot",
+            value=recommender_name(recipe.recommender),
+            allowed=[key for key, kind in RECOMMENDERS.items() if kind.transfers],
+            remedy="add 'pretrain' with one of these, or remove zero_shot",
         )
 
 
 def check_baselines(recipe: Recipe) -> None:
     """Refuse baselines that are not in the table of recommenders, or that need identifiers.
 
+    A block under ``baselines`` may name another recommender than its own label.
+
     Raises:
         CatalexError: The first that is wrong.
     """
     for name in [*recipe.baselines, *recipe.evaluate.baselines]:
-        if lookup(RECOMMENDERS, name, "recommender") is Generative:
+        if not NAME.fullmatch(name):
+            raise user_error(
+                "a label uses lower-case letters, digits, '-', '_' and '.'",
+                place="evaluate.baselines",
+                value=name,
+            )
+        if "identifiers" in recommender_kind(baseline_block(recipe, name)).needs:
             raise user_error(
                 "a generative recommender is no baseline",
                 place="evaluate.baselines",
                 value=name,
-                allowed=[key for key, kind in RECOMMENDERS.items() if kind is not Generative],
+                allowed=[key for key, kind in RECOMMENDERS.items() if "identifiers" not in kind.needs],
                 remedy="train it with 'pretrain' or 'transfer' and leave it out of the baselines",
             )

@@ -33,6 +33,10 @@ class Workspace:
         """Content vectors of a domain."""
         return self.root / "embed" / domain
 
+    def image_embedded(self, domain: str) -> Path:
+        """Vectors of the images of a domain, for recommenders that read them beside the content vectors."""
+        return self.root / "embed-images" / domain
+
     @property
     def tokenized(self) -> Path:
         """Tokenizer, identifiers of every domain, health."""

@@ -6,6 +6,7 @@ file       idea
 distances  float32 squared distances; blocks of fixed shape
 kmeans     k-means with k-means++ start, weights, no empty clusters
 residual   residual quantization with given codebooks
+opq        a rotation, and a codebook for each slice of the vector
 vq         a learned codebook with straight-through gradient
 tree       one code a level: root and shared leaf codebooks C W
 experts    groups of residual codebooks; a vector goes to one group

@@ -279,8 +279,8 @@ class TreeCodebooks(nn.Module):
 
     @torch.no_grad()
     def turn_onto(self, h: Tensor, seed: int, sample: int = 4096, rounds: int = 20) -> None:
-        """Turn every W so that the codes come to lie where the residuals of another domain are (ours), C as it
-        is. Without `follows` nothing happens.
+        """Turn every W so that the codes come to lie where the residuals of another domain are (ours), C as
+        it is. Without `follows` nothing happens.
 
         By `rotate_onto`: assignment, shared out evenly, alternates with the rotation and translation that
         bring codes and residuals together; levels that share a codebook share its turn. W becomes the least

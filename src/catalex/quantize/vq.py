@@ -22,7 +22,7 @@ class Quantized(NamedTuple):
     """What a codebook makes of vectors ``(B, D)``.
 
     Attributes:
-        codes: ``(B,)`` index of the nearest code.
+        codes: ``(B,)`` index of the nearest code, or of the one that was given.
         vectors: ``(B, D)`` the chosen code vectors themselves; carries gradient to the codebook only.
         loss: Codebook and commitment loss, a scalar.
     """
@@ -75,10 +75,16 @@ class Codebook(nn.Module):
             self.register_buffer("total", start.clone())
         self.register_buffer("used", torch.zeros(size, dtype=torch.int64))
 
-    def forward(self, vectors: Tensor) -> Quantized:
-        """Quantize ``(B, D)``; in training mode also counts use and, with `decay`, updates the codebook."""
-        with torch.no_grad():
-            codes = nearest(vectors.detach(), self.weight)
+    def forward(self, vectors: Tensor, codes: Tensor | None = None) -> Quantized:
+        """Quantize ``(B, D)``; in training mode also counts use and, with `decay`, updates the codebook.
+
+        Args:
+            vectors: ``(B, D)``.
+            codes: ``(B,)`` chosen by somebody else (a balanced assignment); None chooses the nearest.
+        """
+        if codes is None:
+            with torch.no_grad():
+                codes = nearest(vectors.detach(), self.weight)
         if self.training:
             self._count(vectors.detach(), codes)
         # not self.weight[codes]: its gradient is added up by threads in the order in which they arrive

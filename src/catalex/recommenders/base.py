@@ -11,8 +11,12 @@ from typing import ClassVar, Self
 import numpy as np
 
 from catalex.data.histories import Cases, Histories
+from catalex.errors import user_error
 from catalex.options import Options
 from catalex.types import JSON, Codes, Floats, Ints
+
+NEEDS = ("identifiers", "vectors", "image_vectors", "attributes")
+"""What a recommender can ask to know of the items, beside their ids."""
 
 ABSENT = -1
 """Fills a ranking row that ends early: a catalogue can be smaller than the number of items asked for."""
@@ -28,7 +32,12 @@ class RecommenderDomain:
         training: Training histories.
         validation: Validation cases, used for early stopping only.
         split_id: The split all of this belongs to.
-        identifiers: ``(N, L)`` codes of the items, unique by row; None for recommenders that use item ids.
+        identifiers: ``(N, L)`` codes of the items, unique by row.
+        vectors: ``(N, D)`` frozen content vectors of the items.
+        image_vectors: ``(N, D_v)`` vectors of the items' images; a row of zeros where an item has none.
+        attributes: Attribute ids 0.. of each of the N items, such as categories; an item may have none.
+
+    What a recommender does not name in `Recommender.needs` may be None.
     """
 
     name: str
@@ -37,6 +46,9 @@ class RecommenderDomain:
     validation: Cases
     split_id: str
     identifiers: Codes | None = None
+    vectors: Floats | None = None
+    image_vectors: Floats | None = None
+    attributes: Histories | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,15 @@ class Recommender(ABC):
 
     Options: ClassVar[type[Options]]
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Which of `NEEDS` the domains must carry; pipelines load these and nothing else."""
+
+    transfers: ClassVar[bool] = False
+    """Whether it can start from weights of other domains, and be trained on several together."""
+
+    seeded: ClassVar[bool] = True
+    """Whether anything in it is random; where nothing is, one seed is enough."""
+
     split_ids: dict[str, str]
     """Split that training saw, by name of the domain; evaluation refuses another one. Saved with the rest."""
 
@@ -80,6 +101,25 @@ class Recommender(ABC):
         Returns:
             Curves and facts for the report: at least ``valid_ndcg@10`` (best) and ``parameters``.
         """
+
+    def start_from(self, folder: Path) -> None:
+        """Begin the next `fit` from the weights of a saved recommender instead of random ones.
+
+        Raises:
+            CatalexError: When this recommender cannot (`transfers`), or the saved one is of another kind or
+                size.
+        """
+        raise user_error(
+            "this recommender knows the item ids of one catalogue only, so it cannot be transferred",
+            place=folder,
+            value=type(self).__name__,
+            remedy="choose one that transfers, or set transfer.starts: [scratch]",
+        )
+
+    def to(self, device: str) -> Self:
+        """Answer on "cpu" or "cuda" from now on. One without a network has nothing to move."""
+        del device
+        return self
 
     def bind(self, domain: RecommenderDomain) -> None:  # noqa: B027 - only models that outlive one catalogue need it
         """Make `domain` the catalogue that `recommend` answers from. Nothing is learned.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from pydantic import Field
 
 from catalex.artifacts import read_arrays, read_json, write_arrays, write_json
 from catalex.data.histories import Cases, Histories
-from catalex.decoding.beam import beam_search
+from catalex.decoding.engine import Engine
 from catalex.decoding.trie import Trie
 from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
 from catalex.models.t5 import IGNORE, T5, T5Options
 from catalex.models.t5_folder import load_state_from_transformers, load_t5, save_t5
+from catalex.models.t5_packed import packed_loss
 from catalex.options import Options, Positive
 from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
 from catalex.tokenizers.base import CodeSpace
@@ -31,6 +32,7 @@ from catalex.training.distributed import global_mean, process_count
 from catalex.training.examples import PrefixExamples, TokenTable
 from catalex.training.loop import Batch, TrainingOptions, train
 from catalex.training.optim import Schedule
+from catalex.training.packed_examples import PackedExamples
 from catalex.training.seeds import generator, seed_torch
 from catalex.types import JSON, Codes, Ints
 
@@ -49,6 +51,15 @@ class GenerativeTraining(TrainingOptions):
     clip_norm: float | None = Field(default=1.0, gt=0)
     patience: Positive = 10
     evaluate_every: Positive = 4
+    batching: Literal["auto", "packed", "length-classes"] = "auto"
+    """How examples of different lengths share a batch. `packed`: side by side without padding, batches
+    stratified by length, fused operations (`catalex.models.t5_packed`). `length-classes`: padded to a
+    quarter, half or all of `max_history` and computed by the plain modules. `auto` packs on a CPU; on CUDA,
+    where whole trainings have not been compared yet, it does not."""
+    loss_temperature: float = Field(default=1.0, gt=0)
+    """LETTER's ranking-guided generation loss (arXiv 2405.07314): the logits of the training loss are divided
+    by this; below 1 hard negatives weigh more. 1 is plain cross-entropy, as in LETTER's run script; the paper
+    sweeps 1.2 to 0.7. Recommending is not affected."""
 
 
 class GenerativeOptions(Options):
@@ -76,6 +87,8 @@ class Generative(Recommender):
     """T5 over item codes. One catalogue (identifiers, trie) is bound at a time; `bind` switches it."""
 
     Options: ClassVar[type[Options]] = GenerativeOptions
+    needs = frozenset({"identifiers"})
+    transfers = True
 
     def __init__(self, options: GenerativeOptions, space: CodeSpace) -> None:
         self.options = options
@@ -87,6 +100,8 @@ class Generative(Recommender):
         self._started_from: Path | None = None
         self._codes: Codes = np.zeros((0, space.levels), np.int32)
         self._trie: Trie | None = None
+        self._resident: Engine | None = None
+        self._bound_on = ""
         self._table: TokenTable | None = None
 
     # --- training -------------------------------------------------------------------------------------------
@@ -149,8 +164,8 @@ class Generative(Recommender):
 
         report = train(
             self.model,
-            plan=examples.plan,
-            loss=_loss,
+            plan=PackedExamples(examples).plan if self._packs() else examples.plan,
+            loss=lambda model, batch: _loss(model, batch, o.training.loss_temperature),
             validate=validate,
             options=o.training,
             seed=seed,
@@ -168,6 +183,10 @@ class Generative(Recommender):
             "examples": len(examples),
             "parameters": self.model.parameter_count,
         }
+
+    def _packs(self) -> bool:
+        chosen = self.options.training.batching
+        return chosen == "packed" or (chosen == "auto" and not self.device.startswith("cuda"))
 
     def _tokens(self, domain: RecommenderDomain) -> Ints:
         if domain.identifiers is None:
@@ -193,7 +212,9 @@ class Generative(Recommender):
         self._bind(domain.identifiers, tokens)
 
     def _bind(self, codes: Codes, tokens: Ints) -> None:
-        self._codes = codes
+        if self._trie is not None and self._bound_on == self.device and np.array_equal(codes, self._codes):
+            return  # the engine of this catalogue, and what it captured, stay
+        self._codes, self._bound_on, self._resident = codes, self.device, None
         self._trie = Trie(tokens)
         self._table = TokenTable([tokens], self.vocabulary.eos, self.device)
 
@@ -209,8 +230,7 @@ class Generative(Recommender):
         return self._search(histories, k, max(self.options.beam, k))
 
     def _search(self, histories: Histories, k: int, beam: int) -> Ranking:
-        assert self._trie is not None, "no catalogue is bound"
-        assert self._table is not None
+        assert self._table is not None, "no catalogue is bound"
         latest = histories.latest(self.options.max_history)
         lengths = latest.lengths
         if len(lengths) and lengths.min() == 0:
@@ -221,13 +241,24 @@ class Generative(Recommender):
         scores = np.full((len(latest), k), -np.inf, np.float32)
         order = np.argsort(lengths, kind="stable")
         self.model.eval()
+        engine = self._engine(k, beam)
         for begin in range(0, len(order), self.options.decode_batch):
             rows = order[begin : begin + self.options.decode_batch]
             tokens = self._table.write(*_padded(latest.take(rows), self._table.pad, self.device))
-            with torch.no_grad():
-                found = beam_search(self.model, tokens, self._trie, beam=beam, k=k)
-            items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.cpu().numpy()
+            found = engine.search(tokens)
+            items[rows], scores[rows] = found.items.numpy(), found.scores.numpy()
         return Ranking(items, scores)
+
+    def _engine(self, k: int, beam: int) -> Engine:
+        """The search of the bound catalogue and the present weights, in float32: metrics are exact."""
+        assert self._trie is not None, "no catalogue is bound"
+        engine = self._resident
+        wanted = (self.model, k, beam, self.model.embedding.weight.device)
+        if engine is None or (engine.model, engine.k, engine.beam, engine.device) != wanted:
+            self._resident = engine = Engine(self.model, self._trie, beam=beam, k=k)
+        else:
+            engine.refresh()
+        return engine
 
     # --- files ----------------------------------------------------------------------------------------------
 
@@ -258,12 +289,15 @@ class Generative(Recommender):
         return recommender
 
 
-def _loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def _loss(model: torch.nn.Module, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
     assert isinstance(model, T5)
-    tokens, labels = batch["tokens"], batch["labels"]
-    if process_count() == 1:
-        return model.loss(tokens, labels)
-    return global_mean(model.loss(tokens, labels, "sum"), (labels != IGNORE).sum())
+    labels = batch["labels"]
+    reduction: Literal["mean", "sum"] = "mean" if process_count() == 1 else "sum"
+    if "widths" in batch or "segments" in batch:
+        found = packed_loss(model, batch, reduction, temperature=temperature)
+    else:
+        found = model.loss(batch["tokens"], labels, reduction, temperature)
+    return found if process_count() == 1 else global_mean(found, (labels != IGNORE).sum())
 
 
 def _subset(domain: RecommenderDomain, count: int | None, seed: int) -> Cases:

@@ -34,6 +34,7 @@ class Popularity(ScoringRecommender):
     """
 
     Options: ClassVar[type[Options]] = PopularityOptions
+    seeded = False
 
     def __init__(self, options: PopularityOptions | None = None) -> None:
         self.options = options or PopularityOptions()

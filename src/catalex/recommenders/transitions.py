@@ -42,6 +42,7 @@ class Transitions(ScoringRecommender):
     """
 
     Options: ClassVar[type[Options]] = TransitionsOptions
+    seeded = False
 
     def __init__(self, options: TransitionsOptions | None = None) -> None:
         self.options = options or TransitionsOptions()

@@ -14,6 +14,8 @@ from catalex.errors import lookup, user_error
 from catalex.tokenizers.adapt import AdaptedTokenizer
 from catalex.tokenizers.base import (
     CodeSpace,
+    CollaborativeNeed,
+    CollaborativeOptions,
     ContentTokenizer,
     LatentTokenizer,
     ResidualPart,
@@ -21,14 +23,24 @@ from catalex.tokenizers.base import (
     TokenizerDomain,
 )
 from catalex.tokenizers.folder import read_config
+from catalex.tokenizers.lamia import Lamia
+from catalex.tokenizers.letter import Letter
+from catalex.tokenizers.opq import OPQ
+from catalex.tokenizers.recgpt_fsq import RecGPTFSQ
 from catalex.tokenizers.rqkmeans import RQKMeans
 from catalex.tokenizers.rqvae import RQVAE
+from catalex.tokenizers.tiger_m import TigerM
 from catalex.tokenizers.unitok import UniTok
 from catalex.tokenizers.utgrec import UTGRec
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "lamia": Lamia,
+    "letter": Letter,
+    "opq": OPQ,
+    "recgpt-fsq": RecGPTFSQ,
     "rqkmeans": RQKMeans,
     "rqvae": RQVAE,
+    "tiger_m": TigerM,
     "unitok": UniTok,
     "utgrec": UTGRec,
 }
@@ -76,7 +88,9 @@ def fit_hash(settings: Mapping[str, Any], domains: Sequence[TokenizerDomain], se
     """Names a training by all that decides its result: settings, seed, and vectors and histories of the
     domains."""
     seen = [
-        [d.name, d.split_id, hash_array(d.vectors, d.training.offsets, d.training.items)] for d in domains
+        [d.name, d.split_id, hash_array(d.vectors, d.training.offsets, d.training.items)]
+        + ([hash_array(d.collaborative)] if d.collaborative is not None else [])
+        for d in domains
     ]
     return hash_json({"settings": dict(settings), "seed": seed, "domains": seen})
 
@@ -84,6 +98,8 @@ def fit_hash(settings: Mapping[str, Any], domains: Sequence[TokenizerDomain], se
 __all__ = [
     "TOKENIZERS",
     "CodeSpace",
+    "CollaborativeNeed",
+    "CollaborativeOptions",
     "ContentTokenizer",
     "LatentTokenizer",
     "ResidualPart",

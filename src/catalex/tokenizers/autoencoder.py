@@ -64,25 +64,33 @@ class AutoencoderTokenizer(LatentTokenizer, Generic[N]):
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and the weights."""
-        network, normaliser = self._trained()
+        arrays = self.arrays()
         assert self.training is not None
-        arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-        arrays |= normaliser.arrays() | self._more_arrays()
         write_tokenizer(folder, self.name, self.options, self.training, arrays)
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All that was learned, by name: network, normaliser, and what a method adds."""
+        network, normaliser = self._trained()
+        arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+        return arrays | normaliser.arrays() | self._more_arrays()
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a folder that `save` wrote."""
         options, training, arrays = read_tokenizer(folder, cls.name)
         tokenizer = cls(cls.Options.parse(options, str(folder)))
-        tokenizer.training = training
-        tokenizer.expect([domain for domain, _ in training.domains])
-        tokenizer.normaliser = Normaliser.from_arrays(arrays)
-        network = tokenizer._build(tokenizer.normaliser.width, seed=0)
-        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in network.state_dict()})
-        tokenizer.network = network.eval()
-        tokenizer._take_more(arrays, folder / WEIGHTS_FILE)
+        tokenizer.restore(training, arrays, folder / WEIGHTS_FILE)
         return tokenizer
+
+    def restore(self, training: Training, arrays: Mapping[str, np.ndarray[Any, Any]], place: Path) -> None:
+        """Take back what `arrays` gave, from the file at `place`."""
+        self.training = training
+        self.expect([domain for domain, _ in training.domains])
+        self.normaliser = Normaliser.from_arrays(arrays)
+        network = self._build(self.normaliser.width, seed=0)
+        network.load_state_dict({name: torch.from_numpy(arrays[name]) for name in network.state_dict()})
+        self.network = network.eval()
+        self._take_more(arrays, place)
 
     def _more_arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """What a method saves beside the weights and the normaliser."""

@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+from pydantic import Field
 from torch import Tensor
 
 from catalex.data.histories import Histories
@@ -27,6 +28,8 @@ class TokenizerDomain:
         split_id: The split those histories belong to.
         content: Text and image of the N items, for tokenizers that read them (`ContentTokenizer`); images are
             fetched when an item is asked for.
+        collaborative: ``(N, d)`` item vectors that a sequential recommender learned from the training
+            histories, for tokenizers that ask for them (`Tokenizer.collaborative`).
     """
 
     name: str
@@ -34,6 +37,31 @@ class TokenizerDomain:
     training: Histories
     split_id: str
     content: Sequence[ItemContent] | None = None
+    collaborative: Floats | None = None
+
+
+class CollaborativeOptions(Options):
+    """Where the collaborative vectors of a tokenizer come from."""
+
+    folders: dict[str, Path] = Field(default_factory=dict)
+    """Folders of trained SASRec recommenders by the name of their domain, in place of training one. Each must
+    have been trained on the split of the run, and be as wide as the tokenizer asks."""
+    recommender: dict[str, Any] = Field(default_factory=dict)
+    """Options of the SASRec that is trained for a domain without a folder; its width is set by the
+    tokenizer."""
+
+
+@dataclass(frozen=True)
+class CollaborativeNeed:
+    """That a tokenizer reads `TokenizerDomain.collaborative`.
+
+    Attributes:
+        width: d of the vectors.
+        source: Where they come from.
+    """
+
+    width: int
+    source: CollaborativeOptions
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,12 @@ class Tokenizer(ABC):
         Raises:
             CatalexError: When an option names a domain that is not among them.
         """
+
+    @property
+    def collaborative(self) -> CollaborativeNeed | None:
+        """What `TokenizerDomain.collaborative` of the domains to learn from has to be; None for tokenizers
+        that read content alone."""
+        return None
 
     @abstractmethod
     def fit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +21,12 @@ from catalex.tokenizers.base import CodeSpace, ResidualPart, TokenizerDomain
 from catalex.tokenizers.checkpoint import Curves, epoch_seed, load_checkpoint, save_checkpoint
 from catalex.tokenizers.folder import Training
 from catalex.tokenizers.normalise import Normalisation, Normaliser
-from catalex.tokenizers.rqvae_network import RQVAENetwork
+from catalex.tokenizers.rqvae_network import Losses, RQVAENetwork
 from catalex.tokenizers.training_set import Balance, check_domains, pooled
 from catalex.types import JSON, Codes, Floats
+
+Objective = Callable[[Tensor], tuple[Tensor, ...]]
+"""Losses, scalars, of a batch of items given by their rows ``(B,)``."""
 
 DEFAULT_STEPS = 4000
 """Optimizer steps that `epochs: null` aims at."""
@@ -110,6 +113,9 @@ class RQVAE(AutoencoderTokenizer[RQVAENetwork]):
 
     Options: ClassVar[type[Options]] = RQVAEOptions
     name: ClassVar[str] = "rqvae"
+    title: ClassVar[str] = "RQ-VAE"
+    losses: ClassVar[tuple[str, ...]] = Losses._fields
+    """Names of what an epoch reports; the first is what it minimises."""
 
     def __init__(self, options: RQVAEOptions) -> None:
         super().__init__(options)
@@ -139,7 +145,7 @@ class RQVAE(AutoencoderTokenizer[RQVAENetwork]):
         network = self._build(self.normaliser.width, seed).to(device)
         optimizer = self._optimizer(network)
         epochs, began = options.epochs_for(len(inputs)), 0
-        curves: Curves = {"total": [], "reconstruction": [], "quantization": [], "utilisation": []}
+        curves: Curves = {name: [] for name in (*self.losses, "utilisation")}
         restored = load_checkpoint(partial, network, optimizer) if partial is not None else None
         if restored is not None:
             began, curves = restored
@@ -149,11 +155,12 @@ class RQVAE(AutoencoderTokenizer[RQVAENetwork]):
             ]
             network.initialise(inputs[first.to(device)], epoch_seed(seed, 0, "init"))
         network.train()
-        with Track("train RQ-VAE", epochs, "epochs", start=began) as track:
+        with Track(f"train {self.title}", epochs, "epochs", start=began) as track:
             for epoch in range(began, epochs):
                 order = _order(len(inputs), draws, epoch_seed(seed, epoch, "order")).to(device)
-                means = _epoch(network, optimizer, inputs, order, options.batch)
-                for name, value in zip(("total", "reconstruction", "quantization"), means, strict=True):
+                objective = self._objective(network, inputs, domains, epoch_seed(seed, epoch, "objective"))
+                means = _epoch(objective, optimizer, order, options.batch)
+                for name, value in zip(self.losses, means, strict=True):
                     curves[name].append(value)
                 if epoch + 1 <= options.revive_until * epochs:
                     rows = order[: max(options.batch, options.codebook_size)]
@@ -168,6 +175,19 @@ class RQVAE(AutoencoderTokenizer[RQVAENetwork]):
                     save_checkpoint(partial, epoch + 1, network, optimizer, curves)
         self.network = network.cpu().eval()
         return curves
+
+    def _objective(
+        self, network: RQVAENetwork, inputs: Tensor, domains: Sequence[TokenizerDomain], seed: int
+    ) -> Objective:
+        """What one epoch minimises: losses, in the order of `losses`, of the items ``rows (B,)``.
+
+        Args:
+            network: On the device.
+            inputs: ``(N, D)`` normalised vectors of all domains, on the device.
+            domains: What they were made of.
+            seed: Of this epoch, for what is random in it.
+        """
+        return lambda rows: tuple(network(inputs[rows]))
 
     def _build(self, width: int, seed: int) -> RQVAENetwork:
         """An untrained network; the seed acts on nothing outside."""
@@ -253,16 +273,16 @@ def _order(items: int, weights: Tensor | None, seed: int) -> Tensor:
     return torch.multinomial(weights, items, replacement=True, generator=generator)
 
 
-def _epoch(
-    network: RQVAENetwork, optimizer: torch.optim.Optimizer, inputs: Tensor, order: Tensor, batch: int
-) -> list[float]:
-    """One pass; returns the means of total, reconstruction and quantization loss over the items."""
-    sums = torch.zeros(3, dtype=torch.float64, device=inputs.device)
+def _epoch(objective: Objective, optimizer: torch.optim.Optimizer, order: Tensor, batch: int) -> list[float]:
+    """One pass that minimises the first of the losses; returns the mean of each over the items."""
+    sums: Tensor | None = None
     for rows in torch.split(order, batch):
-        losses = network(inputs[rows])
+        losses = objective(rows)
         optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses[0].backward()
         optimizer.step()
-        sums += torch.stack(losses).detach().double() * len(rows)
+        weighted = torch.stack(losses).detach().double() * len(rows)
+        sums = weighted if sums is None else sums + weighted
+    assert sums is not None
     means: list[float] = (sums / len(order)).tolist()
     return means

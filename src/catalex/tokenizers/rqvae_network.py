@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from catalex.quantize import Codebook, residual_encode, straight_through
-from catalex.quantize.vq import Reduction
+from catalex.quantize.vq import Quantized, Reduction
 from catalex.tokenizers.autoencoder import Autoencoder
 
 
@@ -49,16 +49,28 @@ class RQVAENetwork(Autoencoder):
 
     def forward(self, vectors: Tensor) -> Losses:
         """Losses of a batch ``(B, D)``, in float32."""
+        return self.pass_through(vectors)[0]
+
+    def pass_through(self, vectors: Tensor) -> tuple[Losses, Tensor, list[Quantized]]:
+        """Losses of a batch ``(B, D)``, its quantized latents ``(B, latent)`` (straight-through), and what
+        each of the L codebooks made of it."""
         latent = self.encoder(vectors)
         rest, total, quantization = latent, torch.zeros_like(latent), vectors.new_zeros(())
-        for codebook in self.codebooks:
-            quantized = codebook(rest)
+        chosen = []
+        for level in range(len(self.codebooks)):
+            quantized: Quantized = self.codebook(level)(rest, self.assign(level, rest))
             rest = rest - quantized.vectors
             total = total + quantized.vectors
             quantization = quantization + quantized.loss
-        squares = (vectors - self.decoder(straight_through(latent, total))).square()
+            chosen.append(quantized)
+        through = straight_through(latent, total)
+        squares = (vectors - self.decoder(through)).square()
         reconstruction = squares.sum(1).mean() if self.reduction == "sum" else squares.mean()
-        return Losses(reconstruction + quantization, reconstruction, quantization)
+        return Losses(reconstruction + quantization, reconstruction, quantization), through, chosen
+
+    def assign(self, level: int, rest: Tensor) -> Tensor | None:
+        """Codes ``(B,)`` of the residuals ``(B, latent)`` of a level where they are not the nearest ones."""
+        return None
 
     @property
     def weights(self) -> list[Tensor]:

@@ -100,6 +100,7 @@ def train(
     device: str,
     partial: Path | None,
     name: str,
+    metric_name: str = "valid NDCG@10",
 ) -> TrainingReport:
     """Train `model` in place and leave the weights of its best validation in it.
 
@@ -112,6 +113,7 @@ def train(
             process alone.
         partial: Folder for checkpoints, or None to keep none; the main process writes them.
         name: Shown beside the progress.
+        metric_name: What `validate` gives, shown there too; empty shows the loss alone.
 
     Raises:
         CatalexError: When the loss stops being a number, or a batch has fewer rows than there are processes.
@@ -196,8 +198,10 @@ def train(
                     best = {key: value.detach().clone() for key, value in model.state_dict().items()}
                 track.advance(
                     0,
-                    note=f"epoch {epoch}, loss {mean:.4f}, valid NDCG@10 {metric:.4f} "
-                    f"(best {report.best_metric:.4f})",
+                    note=f"epoch {epoch}, loss {mean:.4f}"
+                    + (
+                        f", {metric_name} {metric:.4f} (best {report.best_metric:.4f})" if metric_name else ""
+                    ),
                 )
     if best is not None:
         model.load_state_dict(best)

@@ -9,6 +9,7 @@ import yaml
 
 from catalex import sample
 from catalex.errors import CatalexError
+from catalex.pipelines.content import training_block
 from catalex.pipelines.recipe import Recipe, dump_recipe, read_recipe
 
 SMALLEST = """
@@ -111,11 +112,14 @@ def test_wrong_overrides_are_refused(path: Path, override: str, sentence: str) -
 
 
 def test_training_of_a_stage_is_laid_over_that_of_the_recommender(path: Path) -> None:
-    recipe = read_recipe(path)
     block = {"name": "t5", "training": {"epochs": 9, "patience": 2}}
-    assert recipe.component(block, {"epochs": 3}) == {"name": "t5", "training": {"epochs": 3, "patience": 2}}
-    assert recipe.component({"name": "t5"}, {}) == {"name": "t5"}
+    recipe = read_recipe(path).model_copy(update={"recommender": block})
+    assert training_block(recipe, {"epochs": 3}) == {"name": "t5", "training": {"epochs": 3, "patience": 2}}
     assert block["training"] == {"epochs": 9, "patience": 2}
+    bare = recipe.model_copy(update={"recommender": {"name": "t5"}})
+    assert training_block(bare, {}) == {"name": "t5"}
+    flat = recipe.model_copy(update={"recommender": {"name": "gru4rec", "epochs": 9, "hidden": 32}})
+    assert training_block(flat, {"epochs": 3}) == {"name": "gru4rec", "epochs": 3, "hidden": 32}
 
 
 # --- variables ----------------------------------------------------------------------------------------------

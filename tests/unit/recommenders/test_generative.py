@@ -193,3 +193,23 @@ def test_validation_takes_a_random_part_and_not_the_first_users() -> None:
     assert some.users.tolist() != list(range(10))
     assert some.users.tolist() == _subset(RING, 10, seed=0).users.tolist()
     assert some.users.tolist() != _subset(RING, 10, seed=1).users.tolist()
+
+
+def test_the_search_of_a_catalogue_stays_and_follows_the_weights(saved: Path) -> None:
+    recommender = Generative.load(saved)
+    recommender.bind(RING)
+    histories = Histories.from_lists([[5, 6, 7]])
+    before = recommender.recommend(histories, 3)
+    engine = recommender._resident
+    assert engine is not None
+    assert engine.kind == "beam"  # on a CPU
+    assert engine.precision == "fp32"
+    with torch.no_grad():
+        for parameter in recommender.model.parameters():
+            parameter.mul_(1.1)
+    recommender.bind(RING)
+    after = recommender.recommend(histories, 3)
+    assert recommender._resident is engine
+    assert (after.scores != before.scores).all()
+    recommender.bind(OTHER)
+    assert recommender._resident is None

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from catalex.data.histories import Cases, Histories
 from catalex.errors import CatalexError
 from catalex.recommenders.base import RecommenderDomain, ScoringRecommender
-from catalex.recommenders.sasrec import SASRec, SASRecOptions, WindowPlan, _sample, training_windows
+from catalex.recommenders.sasrec import SASRec, SASRecOptions
+from catalex.recommenders.sequential import _sample
+from catalex.training.sequences import WindowPlan, training_windows
 
 ITEMS = 12
 OPTIONS = SASRecOptions(hidden=16, max_history=6, epochs=20, batch_size=16, learning_rate=0.01, dropout=0.1)
@@ -67,7 +69,7 @@ def test_windows_are_counted_from_the_end():
 
 def test_plan_visits_every_window_in_full_batches(domain):
     windows = training_windows(domain.training, 6, ITEMS)
-    plan = WindowPlan(windows, 16, np.random.default_rng(0), "cpu")
+    plan = WindowPlan(windows, 16, 0, 0, "cpu")
     seen = np.concatenate([plan[i]["histories"].numpy() for i in range(len(plan))])
     assert len(seen) == len(plan) * 16
     assert sorted(map(tuple, seen[: len(windows)])) == sorted(map(tuple, windows.histories))
@@ -105,7 +107,7 @@ def test_device_rankings_equal_the_base_class(model, domain):
 
 def test_equal_scores_come_in_the_order_of_item_ids(model):
     empty = Histories.from_lists([[], []])
-    tied = np.argsort(-model.popularity, kind="stable")[:5]
+    tied = np.argsort(-model.catalogue.popularity, kind="stable")[:5]
     assert model.recommend(empty, 5).items.tolist() == [tied.tolist()] * 2
 
 
