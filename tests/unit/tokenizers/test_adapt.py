@@ -24,10 +24,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "rqvae": {"codebook_size": 16, "hidden": [16], "latent": 6, "batch": 64, "epochs": 20},
     "unitok": {"levels": 3, "codebook_size": 16, "hidden": [16], "latent": 6, "batch": 64, "epochs": 6},
 }
+SMALL["letter"] = {**SMALL["rqvae"], "levels": 3, "clusters": 3, "alpha": 0.0}
 SMALL["unitok without names"] = {**SMALL["unitok"], "name": "unitok", "expert_token": "none"}
 CASES = [
     ("rqkmeans", "rotate"),
     ("rqvae", "rotate"),
+    ("letter", "rotate"),
     ("unitok", "rotate"),
     ("unitok", "grow"),
     ("unitok without names", "rotate"),
