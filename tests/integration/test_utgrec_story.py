@@ -217,7 +217,11 @@ def test_a_recipe_without_image_target_reads_no_images(story: Path, tmp_path: Pa
     [
         ("{name: rqkmeans}", "projection", r"'projection' \(found 'rqkmeans'; allowed: lamia, utgrec\)"),
         ("{name: unitok}", "full", r"'full' \(found 'unitok'; allowed: lamia, utgrec\)"),
-        ("{name: utgrec}", "rotate", r"'rotate' \(found 'utgrec'; allowed: letter, rqkmeans, rqvae, unitok\)"),
+        (
+            "{name: utgrec}",
+            "rotate",
+            r"'rotate' \(found 'utgrec'; allowed: letter, rqkmeans, rqvae, unitok\)",
+        ),
         ("{name: utgrec}", "grow", r"'grow' \(found 'utgrec'; allowed: unitok\)"),
         ("{name: utgrec}", "projected", r"tokenize\.adapt\..*projected"),
     ],

@@ -110,7 +110,8 @@ def body(r: random.Random) -> bytes:
 def request(r: random.Random) -> bytes:
     """A whole request as bytes."""
     path, content = r.choice(PATHS), body(r)
-    method = r.choice(METHODS) if r.random() < 0.3 else "GET" if "?" in path else r.choice(("POST", "PATCH"))
+    natural = "GET" if "?" in path else r.choice(("PATCH", "DELETE", "GET")) if path[-2:] == "/a" else "POST"
+    method = r.choice(METHODS) if r.random() < 0.2 else natural
     if r.random() < 0.1:
         path = r.choice(ODD)
     kind = r.choice(

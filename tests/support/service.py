@@ -16,7 +16,7 @@ import httpx
 from catalex.serving.app import build_app
 from catalex.serving.front import FrontDoor
 from catalex.serving.keys import Keys
-from catalex.serving.run import make_server
+from catalex.serving.run import bound, make_server
 from catalex.serving.service import Service
 from catalex.serving.settings import ServeOptions
 from catalex.serving.swap import Swap
@@ -48,8 +48,7 @@ class Running:
 @contextmanager
 def listening(front: Any, options: ServeOptions) -> Iterator[int]:
     """Any ASGI application behind the server of `catalex serve`; its port."""
-    place = socket.socket()
-    place.bind(("127.0.0.1", 0))
+    place = bound("127.0.0.1", 0)
     server = make_server(front, options)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([place])))
     thread.start()

@@ -1,0 +1,1 @@
+"""Serving a bundle: a live catalogue over a durable store, an HTTP interface, and a page to look inside."""
