@@ -13,6 +13,7 @@ import numpy as np
 from catalex.data.histories import Cases, Histories
 from catalex.errors import user_error
 from catalex.options import Options
+from catalex.tokenizers.vocabulary import Vocabulary
 from catalex.types import JSON, Codes, Floats, Ints
 
 NEEDS = ("identifiers", "vectors", "image_vectors", "attributes")
@@ -67,6 +68,36 @@ class Ranking:
         """``(B,)`` 1-based rank of each target ``(B,)`` in its row; 0 when it is not in the row."""
         hits = self.items == targets[:, None]
         return np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int64)
+
+
+def sampled(cases: Cases, count: int | None, random: np.random.Generator) -> Cases:
+    """All cases, or `count` random ones in their order: user ids can be ordered by activity, so the first
+    would mislead."""
+    if count is None or len(cases) <= count:
+        return cases
+    return cases.take(np.sort(random.choice(len(cases), count, replace=False)))
+
+
+def identifier_tokens(domain: RecommenderDomain, vocabulary: Vocabulary) -> Ints:
+    """``(N, L)`` the items' identifiers in the tokens that a model reads and writes.
+
+    Raises:
+        CatalexError: When the domain has no identifiers, or they have another number of levels.
+    """
+    if domain.identifiers is None:
+        raise user_error(
+            "the recommender needs identifiers", place=domain.name, remedy="run 'catalex tokenize' first"
+        )
+    levels = vocabulary.space.levels
+    if domain.identifiers.shape[1] != levels:
+        raise user_error(
+            "the identifiers have another number of levels",
+            place=domain.name,
+            value=domain.identifiers.shape[1],
+            allowed=str(levels),
+            remedy="use the tokenizer that the recommender was trained with",
+        )
+    return vocabulary.tokens(domain.identifiers)
 
 
 class Recommender(ABC):

@@ -46,6 +46,7 @@ class BERT4Rec(SequentialRecommender):
     """A bidirectional transformer over the items of one domain that fills in masked items."""
 
     name = "bert4rec"
+    examples = "masks"
     Options: ClassVar[type[Options]] = BERT4RecOptions
 
     def build(self, catalogue: Catalogue) -> BERT4RecModel:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 
 from catalex.artifacts import read_arrays, read_json, write_arrays, write_json
-from catalex.data.histories import Cases, Histories
+from catalex.data.histories import Histories
 from catalex.decoding.engine import Engine
 from catalex.decoding.trie import Trie
 from catalex.errors import user_error
@@ -25,7 +25,14 @@ from catalex.models.t5 import IGNORE, T5, T5Options
 from catalex.models.t5_folder import load_state_from_transformers, load_t5, save_t5
 from catalex.models.t5_packed import packed_loss
 from catalex.options import Options, Positive
-from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
+from catalex.recommenders.base import (
+    ABSENT,
+    Ranking,
+    Recommender,
+    RecommenderDomain,
+    identifier_tokens,
+    sampled,
+)
 from catalex.tokenizers.base import CodeSpace
 from catalex.tokenizers.vocabulary import Vocabulary
 from catalex.training.distributed import global_mean, process_count
@@ -136,7 +143,7 @@ class Generative(Recommender):
             self.model.reset()
         self.device = device
         self.split_ids = {**self.split_ids, **{d.name: d.split_id for d in domains}}
-        tokens = [self._tokens(d) for d in domains]
+        tokens = [identifier_tokens(d, self.vocabulary) for d in domains]
         table = TokenTable(tokens, self.vocabulary.eos, device)
         examples = PrefixExamples.build(
             table,
@@ -152,7 +159,9 @@ class Generative(Recommender):
                 place=", ".join(d.name for d in domains),
                 remedy="use a larger domain",
             )
-        chosen = [_subset(d, o.validation_users, seed) for d in domains]
+        chosen = [
+            sampled(d.validation, o.validation_users, generator(seed, "validation", d.name)) for d in domains
+        ]
 
         def validate(model: torch.nn.Module) -> float:
             found = []
@@ -188,26 +197,10 @@ class Generative(Recommender):
         chosen = self.options.training.batching
         return chosen == "packed" or (chosen == "auto" and not self.device.startswith("cuda"))
 
-    def _tokens(self, domain: RecommenderDomain) -> Ints:
-        if domain.identifiers is None:
-            raise user_error(
-                "the generative recommender needs identifiers",
-                place=domain.name,
-                remedy="run 'catalex tokenize' first",
-            )
-        if domain.identifiers.shape[1] != self.space.levels:
-            raise user_error(
-                "the identifiers have another number of levels",
-                place=domain.name,
-                value=domain.identifiers.shape[1],
-                allowed=str(self.space.levels),
-            )
-        return self.vocabulary.tokens(domain.identifiers)
-
     # --- recommending ---------------------------------------------------------------------------------------
 
     def bind(self, domain: RecommenderDomain) -> None:
-        tokens = self._tokens(domain)
+        tokens = identifier_tokens(domain, self.vocabulary)
         assert domain.identifiers is not None
         self._bind(domain.identifiers, tokens)
 
@@ -298,16 +291,6 @@ def _loss(model: torch.nn.Module, batch: Batch, temperature: float = 1.0) -> tor
     else:
         found = model.loss(batch["tokens"], labels, reduction, temperature)
     return found if process_count() == 1 else global_mean(found, (labels != IGNORE).sum())
-
-
-def _subset(domain: RecommenderDomain, count: int | None, seed: int) -> Cases:
-    """All validation cases, or `count` random ones."""
-    cases = domain.validation
-    if count is None or len(cases) <= count:
-        return cases
-    return cases.take(
-        np.sort(generator(seed, "validation", domain.name).choice(len(cases), count, replace=False))
-    )
 
 
 def _padded(histories: Histories, pad: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:

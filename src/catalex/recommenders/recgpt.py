@@ -25,8 +25,16 @@ from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
 from catalex.models.recgpt import RecGPTModel
 from catalex.options import Options, Positive, Rate
-from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
+from catalex.recommenders.base import (
+    ABSENT,
+    Ranking,
+    Recommender,
+    RecommenderDomain,
+    identifier_tokens,
+    sampled,
+)
 from catalex.recommenders.catalogue import Catalogue
+from catalex.recommenders.sequential import check_weights
 from catalex.tokenizers.base import CodeSpace
 from catalex.tokenizers.vocabulary import PAD, Vocabulary
 from catalex.training.distributed import global_mean, process_count
@@ -159,7 +167,7 @@ class RecGPT(Recommender):
         if not domains:
             raise user_error("recommender 'recgpt' needs at least one domain", remedy="name one")
         catalogue, training, _ = Catalogue.join(domains, self.needs)
-        tokens = np.concatenate([self._tokens(domain) for domain in domains])
+        tokens = np.concatenate([identifier_tokens(domain, self.vocabulary) for domain in domains])
         if not (training.lengths > 1).any():
             raise user_error(
                 "no training sequence has two items",
@@ -171,17 +179,19 @@ class RecGPT(Recommender):
         seed_torch(seed, "recgpt", "initial weights")
         self.model = self._build(content.slices.shape[-1])
         if self._start is not None:
-            self._adopt(self._start)
+            check_weights(self.model.state_dict(), self._start, self.name)
+            self.model.load_state_dict(self._start)
         self.device = device
         self.split_ids = {**self.split_ids, **{d.name: d.split_id for d in domains}}
         windows = training_windows(training, o.max_history, catalogue.items)
-        chosen = [self._validation(domain, seed) for domain in domains]
+        most = o.validation_users
+        chosen = [sampled(d.validation, most, generator(seed, "validation", d.name)) for d in domains]
 
         def validate(_: nn.Module) -> float:
             means = []
-            for domain in chosen:
+            for domain, cases in zip(domains, chosen, strict=True):
                 self.bind(domain)
-                ranks = self.recommend(domain.validation.histories, 10).ranks(domain.validation.targets)
+                ranks = self.recommend(cases.histories, 10).ranks(cases.targets)
                 means.append(float(ndcg_at(ranks, 10).mean()) if len(ranks) else 0.0)
             return float(np.mean(means))
 
@@ -221,44 +231,6 @@ class RecGPT(Recommender):
             auxiliary=o.auxiliary,
         )
 
-    def _adopt(self, weights: Mapping[str, Tensor]) -> None:
-        own = self._fitted().state_dict()
-        for key in sorted(own.keys() | weights.keys()):
-            if key not in own or key not in weights or own[key].shape != weights[key].shape:
-                raise user_error(
-                    "the earlier weights do not fit: options or content vectors have other sizes",
-                    place=f"recgpt: {key}",
-                    remedy="use the options and the encoder of the pre-training",
-                )
-        self._fitted().load_state_dict(dict(weights))
-
-    def _validation(self, domain: RecommenderDomain, seed: int) -> RecommenderDomain:
-        """The domain with at most `validation_users` random validation cases."""
-        cases, count = domain.validation, self.options.validation_users
-        if len(cases) <= count:
-            return domain
-        rows = np.sort(generator(seed, "validation", domain.name).choice(len(cases), count, replace=False))
-        return RecommenderDomain(
-            domain.name,
-            domain.items,
-            domain.training,
-            cases.take(rows),
-            domain.split_id,
-            domain.identifiers,
-            domain.vectors,
-        )
-
-    def _tokens(self, domain: RecommenderDomain) -> Ints:
-        assert domain.identifiers is not None
-        if domain.identifiers.shape[1] != self.space.levels:
-            raise user_error(
-                "the identifiers have another number of levels",
-                place=domain.name,
-                value=domain.identifiers.shape[1],
-                allowed=str(self.space.levels),
-            )
-        return self.vocabulary.tokens(domain.identifiers)
-
     # --- recommending ---------------------------------------------------------------------------------------
 
     def bind(self, domain: RecommenderDomain) -> None:
@@ -266,7 +238,7 @@ class RecGPT(Recommender):
         Catalogue.join([domain], self.needs)
         assert domain.identifiers is not None
         assert domain.vectors is not None
-        self._tokens(domain)
+        identifier_tokens(domain, self.vocabulary)
         self._bind(domain.identifiers, np.asarray(domain.vectors, np.float32))
 
     def _bind(self, codes: Codes, vectors: Floats) -> None:

@@ -22,7 +22,7 @@ from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
 from catalex.models.sequential.base import SequenceModel
 from catalex.options import Options, Positive
-from catalex.recommenders.base import ABSENT, Ranking, RecommenderDomain, ScoringRecommender
+from catalex.recommenders.base import ABSENT, Ranking, RecommenderDomain, ScoringRecommender, sampled
 from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.popularity import CONFIG_FILE, MODEL_FILE, only_domain
 from catalex.training.distributed import global_mean, process_count
@@ -62,7 +62,8 @@ class SequentialRecommender(ScoringRecommender):
     Attributes:
         name: In the table, in recipes and in saved files.
         examples: "windows" trains every position of a window (causal models); "prefixes" trains the end of
-            every prefix (models that look both ways).
+            every prefix (models that look both ways); "masks" trains masked positions, by its
+            own `plan`.
         losses: Values of the option `loss` that make sense.
         model: The network, None before `fit` or `load`.
         catalogue: The items that `score` ranks.
@@ -72,7 +73,7 @@ class SequentialRecommender(ScoringRecommender):
 
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = SequentialOptions
-    examples: ClassVar[Literal["windows", "prefixes"]] = "windows"
+    examples: ClassVar[Literal["windows", "prefixes", "masks"]] = "windows"
     losses: ClassVar[tuple[str, ...]] = ("ce",)
 
     options: Any
@@ -182,7 +183,8 @@ class SequentialRecommender(ScoringRecommender):
         self.catalogue, self.model = catalogue, model
         self.split_ids = {**self.split_ids, **{d.name: d.split_id for d in domains}}
         self.to(device)
-        chosen = [_sample(cases, self.options.validation_users, seed) for cases in validation]
+        most = self.options.validation_users
+        chosen = [sampled(cases, most, generator(seed, "validation users")) for cases in validation]
         facts = self.prepare(model, catalogue, training, seed=seed, device=device, partial=partial)
         report = train(
             model,
@@ -359,7 +361,16 @@ def _shared(model: SequenceModel) -> dict[str, Tensor]:
 
 def _adopt(model: SequenceModel, weights: Mapping[str, Tensor], name: str) -> None:
     """Put weights of another domain's model into `model`."""
-    own = _shared(model)
+    check_weights(_shared(model), weights, name)
+    model.load_state_dict(dict(weights), strict=False)
+
+
+def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse earlier weights that are not those of a model with the weights `own`.
+
+    Raises:
+        CatalexError: Names the first tensor that is missing, unknown or of another shape.
+    """
     for key in sorted(own.keys() | weights.keys()):
         if key not in own or key not in weights or own[key].shape != weights[key].shape:
             raise user_error(
@@ -369,11 +380,3 @@ def _adopt(model: SequenceModel, weights: Mapping[str, Tensor], name: str) -> No
                 allowed=str(list(own[key].shape)) if key in own else "absent",
                 remedy="use the options and the encoder of the pre-training",
             )
-    model.load_state_dict(dict(weights), strict=False)
-
-
-def _sample(cases: Cases, count: int, seed: int) -> Cases:
-    """All cases, or a random choice of `count`: user ids can be ordered by activity, so the first mislead."""
-    if len(cases) <= count:
-        return cases
-    return cases.take(np.sort(generator(seed, "validation users").choice(len(cases), count, replace=False)))

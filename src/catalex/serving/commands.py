@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 catalogue_app = typer.Typer(help="A live catalogue: import, export, snapshot, restore.", no_args_is_help=True)
 
+
+@catalogue_app.callback()
+def needs() -> None:
+    """A live catalogue: import, export, snapshot, restore."""
+    require("sqlalchemy", "serve")
+
+
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by 'catalex bundle'.")]
 StoreUrl = Annotated[
     str,
@@ -90,7 +97,6 @@ def restore_command(
 
 def _opened(bundle: Path, store: str, device: str) -> closing[LiveCatalogue]:
     """The live catalogue of a bundle and a store, closed at the end of the block."""
-    require("sqlalchemy", "serve")
     from catalex.bundle import Bundle
     from catalex.pipelines.workspace import resolve_device
     from catalex.serving.catalogue import LiveCatalogue

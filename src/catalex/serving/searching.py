@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 import torch
 
-from catalex.decoding.engine.batcher import Batcher, _padded, _Request
+from catalex.decoding.engine.batcher import Batcher, Request, padded
 from catalex.models.t5 import PAD
 from catalex.serving.catalogue import LiveCatalogue
 from catalex.serving.items import Selection
@@ -53,7 +53,7 @@ class SelectingBatcher(Batcher):
         answer.add_done_callback(lambda _: self._selections.pop(number, None))
         return answer
 
-    def _answer(self, batch: list[_Request]) -> None:
+    def _answer(self, batch: list[Request]) -> None:
         wanted = [self._selections.get(request.filter) for request in batch]
         if not any(wanted):
             super()._answer(batch)
@@ -65,8 +65,8 @@ class SelectingBatcher(Batcher):
         ]
         if not pairs:
             return
-        tokens = _padded([request.history for request, _ in pairs], PAD)
-        excluded = _padded([request.excluded for request, _ in pairs], -1)
+        tokens = padded([request.history for request, _ in pairs], PAD)
+        excluded = padded([request.excluded for request, _ in pairs], -1)
         with self.catalogue.steady():
             masks = np.stack([self._mask(selection) for _, selection in pairs])
             found = self.engine.search(

@@ -12,10 +12,12 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from catalex.artifacts import read_json, write_json
-from catalex.data.histories import Histories
+from catalex.data.histories import Cases, Histories
 from catalex.errors import CatalexError
-from catalex.recommenders.generative import Generative, GenerativeOptions, _subset
+from catalex.recommenders.base import sampled
+from catalex.recommenders.generative import Generative, GenerativeOptions
 from catalex.tokenizers.base import CodeSpace
+from catalex.training.seeds import generator
 from support.worlds import SPACE, domain, identifiers, ring
 
 ITEMS = 20
@@ -186,13 +188,16 @@ def test_an_empty_history_is_refused(trained: Generative) -> None:
 
 
 def test_validation_takes_a_random_part_and_not_the_first_users() -> None:
-    assert len(_subset(RING, None, 0)) == len(_subset(RING, 30, 0)) == 30
-    some = _subset(RING, 10, seed=0)
+    def part(count: int | None, seed: int) -> Cases:
+        return sampled(RING.validation, count, generator(seed, "validation", RING.name))
+
+    assert len(part(None, 0)) == len(part(30, 0)) == 30
+    some = part(10, seed=0)
     assert len(some) == 10
     assert some.users.tolist() == sorted(some.users.tolist())
     assert some.users.tolist() != list(range(10))
-    assert some.users.tolist() == _subset(RING, 10, seed=0).users.tolist()
-    assert some.users.tolist() != _subset(RING, 10, seed=1).users.tolist()
+    assert some.users.tolist() == part(10, seed=0).users.tolist()
+    assert some.users.tolist() != part(10, seed=1).users.tolist()
 
 
 def test_the_search_of_a_catalogue_stays_and_follows_the_weights(saved: Path) -> None:

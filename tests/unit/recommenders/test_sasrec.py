@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from catalex.data.histories import Cases, Histories
 from catalex.errors import CatalexError
-from catalex.recommenders.base import RecommenderDomain, ScoringRecommender
+from catalex.recommenders.base import RecommenderDomain, ScoringRecommender, sampled
 from catalex.recommenders.sasrec import SASRec, SASRecOptions
-from catalex.recommenders.sequential import _sample
+from catalex.training.seeds import generator
 from catalex.training.sequences import WindowPlan, training_windows
 
 ITEMS = 12
@@ -146,11 +146,14 @@ def test_same_seed_same_weights_other_seed_others(domain):
 
 
 def test_a_subset_of_validation_users_is_random_and_seeded(domain):
-    chosen = [_sample(domain.validation, 10, seed).users.tolist() for seed in (0, 0, 1)]
+    chosen = [
+        sampled(domain.validation, 10, generator(seed, "validation users")).users.tolist()
+        for seed in (0, 0, 1)
+    ]
     assert chosen[0] == chosen[1] != chosen[2]
     assert chosen[0] == sorted(chosen[0])
     assert max(chosen[0]) > 20
-    assert len(_sample(domain.validation, 99, 0)) == 60
+    assert len(sampled(domain.validation, 99, generator(0, "validation users"))) == 60
 
 
 # --- bad input ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,3 +190,10 @@ def test_the_verbs(bundle: Path, tmp_path: Path) -> None:
     table = read_parquet(tmp_path / "all.parquet")
     assert table["key"].to_pylist()[-2:] == ["a", "b"]
     assert len({tuple(row) for row in table["identifier"].to_pylist()}) == ITEMS + 2
+
+
+def test_without_the_extra_the_verbs_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    needed = r"'sqlalchemy' is not installed\. Run: pip install 'catalex\[serve\]'"
+    with pytest.raises(CatalexError, match=needed):
+        CliRunner().invoke(catalogue_app, ["snapshot", "copy", "--store", "s.db"], catch_exceptions=False)

@@ -26,7 +26,9 @@ PATIENCE = 0.001
 
 
 @dataclass
-class _Request:
+class Request:
+    """A history of tokens and what may not come out, with the answer to come."""
+
     history: Sequence[int]
     excluded: Sequence[int]
     filter: int
@@ -48,7 +50,7 @@ class Batcher:
         self.engine, self.largest, self.patience = engine, largest, patience
         self.batches = 0
         """Batches run so far."""
-        self._waiting: deque[_Request] = deque()
+        self._waiting: deque[Request] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="catalex-batcher", daemon=True)
@@ -72,7 +74,7 @@ class Batcher:
                 value=[min(history), max(history)],
                 allowed=f"1 to {self.engine.model.vocabulary - 1}",
             )
-        request = _Request(history, excluded, filter)
+        request = Request(history, excluded, filter)
         with self._changed:
             if self._closed:
                 raise user_error("the batcher is closed", remedy="make a new one")
@@ -102,7 +104,7 @@ class Batcher:
                     if not request.answer.done():
                         request.answer.set_exception(error)
 
-    def _gather(self) -> list[_Request]:
+    def _gather(self) -> list[Request]:
         """The next batch; empty when there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -114,12 +116,12 @@ class Batcher:
             count = min(self.largest, len(self._waiting))
             return [self._waiting.popleft() for _ in range(count)]
 
-    def _answer(self, batch: list[_Request]) -> None:
+    def _answer(self, batch: list[Request]) -> None:
         batch = [request for request in batch if request.answer.set_running_or_notify_cancel()]
         if not batch:
             return
-        tokens = _padded([request.history for request in batch], PAD)
-        excluded = _padded([request.excluded for request in batch], -1)
+        tokens = padded([request.history for request in batch], PAD)
+        excluded = padded([request.excluded for request in batch], -1)
         chosen = np.array([request.filter for request in batch])
         found = self.engine.search(
             tokens,
@@ -132,7 +134,8 @@ class Batcher:
             request.answer.set_result((items[:count], scores[:count]))
 
 
-def _padded(rows: list[Sequence[int]], rest: int) -> torch.Tensor:
+def padded(rows: list[Sequence[int]], rest: int) -> torch.Tensor:
+    """``(B, longest)`` int64 rows, filled with `rest` on the right."""
     padded = np.full((len(rows), max(map(len, rows))), rest, np.int64)
     for line, row in zip(padded, rows, strict=True):
         line[: len(row)] = row
