@@ -157,13 +157,15 @@ class UTGRec(ContentTokenizer):
         start = self.options.fine_tune_start if fine_tune else None
         if start in (None, "turned"):
             network.begin_at_principal_components(material.vectors[torch.from_numpy(positives.trained)])
-        if start in ("turned", "settled"):
-            if network.shortcut is not None:
-                network.begin_correction()  # what was learned for other domains' codes tears these apart
+        if start in ("turned", "settled") and network.shortcut is not None:
+            network.begin_correction()  # what was learned for other domains' codes tears these apart
+
+        def follow() -> None:
             projected = material.project(network, positives.trained, device).to(device)
-            if start == "turned":
+            if start in ("turned", "followed"):
                 network.codebooks.turn_onto(projected, seed)
             network.codebooks.settle(projected, seed)
+
         curves = train_utgrec(
             network,
             material,
@@ -172,6 +174,7 @@ class UTGRec(ContentTokenizer):
             partial=partial,
             name=f"{'fine-tune ' if fine_tune else ''}UTGRec on {names}",
             fine_tune=fine_tune,
+            follow=follow if start not in (None, "kept") else None,
         )
         network.cpu().eval()
         return {

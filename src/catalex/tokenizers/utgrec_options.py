@@ -128,13 +128,16 @@ class UTGRecOptions(Options):
     """Items of a step, over all processes. UTGRec: 16 on each of 16 GPUs."""
     epochs: Positive = 3
     """Passes over the items that occur in training sequences. UTGRec: 3."""
-    fine_tune_start: Literal["turned", "settled", "kept"] = "turned"
+    fine_tune_start: Literal["turned", "followed", "settled", "kept"] = "turned"
     """Where fine-tuning begins. "kept": where pre-training ended (UTGRec). "settled" (ours): with W fitted to
     the domain in closed form, so that codes stay near what they meant; see `TreeCodebooks.settle`. "turned"
     (ours): at the domain's own principal components, with the codes turned to meet them before they settle;
-    see `TreeCodebooks.turn_onto`. A domain that was not seen falls on a tenth of the root codes otherwise and
-    stays there. With a `shortcut`, whose bias takes the translation of "turned", the encoder's part of H'
-    begins again in both."""
+    see `TreeCodebooks.turn_onto`. "followed" (ours): H' as pre-training left it, the codes turned onto it and
+    settled. A domain that was not seen falls on a tenth of the root codes otherwise and stays there. With a
+    `shortcut` the encoder's part of H' begins again in "turned" and "settled"."""
+    fine_tune_warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of fine-tuning's steps in which nothing is quantized; the codes turn and settle after them, onto
+    what alignment has made of H' by then. UTGRec: none."""
     fine_tune_epochs: Positive = 10
     """The same for a target domain. UTGRec: 20."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -87,12 +87,14 @@ def train_utgrec(
     partial: Path | None,
     name: str,
     fine_tune: bool = False,
+    follow: Callable[[], None] | None = None,
 ) -> Curves:
     """Train `network` in place on `device`.
 
     Args:
-        fine_tune: Use the rate and epochs of fine-tuning, and no warm-up or restart of codes; what is frozen
+        fine_tune: Use the rate, epochs and warm-up of fine-tuning, and no restart of codes; what is frozen
             (the code vectors C) is the caller's choice.
+        follow: Called in fine-tuning when quantization begins: lets the codes follow H' to the domain.
         partial: Folder for checkpoints, or None.
         name: Shown beside the progress.
 
@@ -125,7 +127,8 @@ def train_utgrec(
         )
     peak = o.fine_tune_rate if fine_tune else o.learning_rate
     rising = round(o.warmup * plan.steps)
-    warm = 0 if fine_tune else min(o.quantizer_warmup, plan.steps // 2)
+    pre_training = min(o.quantizer_warmup, plan.steps // 2)
+    warm = math.floor(o.fine_tune_warmup * plan.steps) if fine_tune else pre_training
     optimizer = adamw(network, peak, o.weight_decay, device, fast=network.decoders(), ratio=o.decoder_ratio)
     curves: Curves = {key: [] for key in Losses._fields}
     curves.update({"utilisation": [], "utilisation_at": []})
@@ -149,6 +152,9 @@ def train_utgrec(
         if begin < plan.steps:
             coming = ahead.submit(make, begin)  # while the device computes a step, the next is read
         for number in range(begin, plan.steps):
+            if number == warm and fine_tune and follow is not None:
+                follow()
+                same_everywhere(network.codebooks.parameters())
             if number == warm and not fine_tune and o.kmeans_init:
                 _place_codes(network, material, rows, seed, device)
             set_learning_rate(

@@ -16,12 +16,13 @@ from catalex.artifacts import read_arrays, write_arrays
 from catalex.errors import CatalexError
 from catalex.features.base import ItemContent
 from catalex.progress import Track
+from catalex.quantize.tree import TreeCodebooks
 from catalex.tokenizers import load_tokenizer, make_tokenizer, utgrec, utgrec_training
 from catalex.tokenizers.base import TokenizerDomain
 from catalex.tokenizers.conflicts import resolve
 from catalex.tokenizers.folder import WEIGHTS_FILE
 from catalex.tokenizers.utgrec import UTGRec
-from catalex.tokenizers.utgrec_network import UTGRecNetwork
+from catalex.tokenizers.utgrec_network import Losses, Step, UTGRecNetwork
 from catalex.tokenizers.utgrec_training import _Plan
 from catalex.types import Floats
 from unit.features.tiny import tiny_transformer
@@ -166,7 +167,7 @@ def test_k_means_places_the_codes_when_quantization_begins(monkeypatch: pytest.M
     assert placed == [1]  # fine-tuning keeps the codes that it was given
 
 
-@pytest.mark.parametrize("start", ["turned", "settled", "kept"])
+@pytest.mark.parametrize("start", ["turned", "followed", "settled", "kept"])
 def test_the_shortcut_begins_at_trained_items(start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     begin = UTGRecNetwork.begin_at_principal_components
@@ -352,7 +353,7 @@ def test_turned_codes_meet_a_domain_that_was_not_seen(method: str) -> None:
     """Before any step of fine-tuning: C is as it was, and the domain no longer falls on few codes."""
     away = replace(TARGET, vectors=3 * TARGET.vectors[:, ::-1] + 8)
     used = {}
-    for start in ("kept", "settled", "turned"):
+    for start in ("kept", "settled", "followed", "turned"):
         options = {"epochs": 6, "fine_tune_epochs": 1, "fine_tune_rate": 1e-12, "fine_tune_start": start}
         common = fit(FROZEN, shortcut=True, **options)
         own, _ = common.fine_tune(away, method, seed=0, device="cpu")
@@ -363,6 +364,36 @@ def test_turned_codes_meet_a_domain_that_was_not_seen(method: str) -> None:
         used[start] = len(np.unique(own.encode(rows(own, away))[:, 0]))
     assert used["turned"] > used["kept"]
     assert used["settled"] > used["kept"]
+    assert used["followed"] > used["kept"]
+
+
+@pytest.mark.parametrize("start", ["turned", "followed", "settled", "kept"])
+def test_codes_follow_when_the_warm_up_of_fine_tuning_ends(
+    start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    settle = TreeCodebooks.settle
+    forward = UTGRecNetwork.forward
+
+    def settled(self: TreeCodebooks, *args: Any) -> None:
+        calls.append("follow")
+        settle(self, *args)
+
+    def watched(self: UTGRecNetwork, step: Step, quantize: bool) -> Losses:
+        calls.append("quantized" if quantize else "warm")
+        return forward(self, step, quantize)
+
+    monkeypatch.setattr(TreeCodebooks, "settle", settled)
+    common = fit(FROZEN, shortcut=True, fine_tune_start=start, fine_tune_epochs=4, fine_tune_warmup=0.5)
+    monkeypatch.setattr(UTGRecNetwork, "forward", watched)
+    own, _ = common.fine_tune(TARGET, "projection", seed=0, device="cpu")
+    half = calls.count("quantized")
+    assert half > 1
+    between = [] if start == "kept" else ["follow"]
+    assert calls == ["warm"] * half + between + ["quantized"] * half
+    bases = {name for name in weights(own) if name.endswith(".base")}
+    assert bases
+    assert all(torch.equal(weights(own)[name], weights(common)[name]) for name in bases)
 
 
 def test_fine_tuning_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
