@@ -40,6 +40,7 @@ TOKENIZER: dict[str, Any] = {
     "projection_hidden": 16,
     "learning_rate": 3e-3,
     "fine_tune_rate": 3e-3,
+    "fine_tune_warmup": 0.0,
     "image_loss": "mse",
     "batch": 32,
     "epochs": 4,

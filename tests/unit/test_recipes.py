@@ -23,7 +23,7 @@ PLAIN_BOOKS = {"residual": "quantized", "share_leaf": False, "projected": False,
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
     # without W only the codes themselves can follow a new domain
     "utgrec-no-tree": {
-        "tokenizer": {**PLAIN_BOOKS, "fine_tune_start": "kept"},
+        "tokenizer": {**PLAIN_BOOKS, "fine_tune_start": "kept", "fine_tune_warmup": 0.0},
         "tokenize": {"adapt": dict.fromkeys(TARGETS, "full")},
     },
     "utgrec-no-alignment": {"tokenizer": {"alignment_weight": 0.0}},

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decoder_ratio": 1.0,
         "fine_tune_epochs": 20,
         "fine_tune_rate": 1e-4,
+        "fine_tune_warmup": 0.0,
     },
 }
 """The settings of the paper where they differ from our defaults."""
@@ -90,9 +91,9 @@ class UTGRecOptions(Options):
     vector_weight: float = Field(1.0, ge=0)
     """Weight of the reconstruction of the frozen content vector beside text and image (ours: it keeps what
     words alone do not). UTGRec has none; the encoder `frozen` needs it."""
-    alignment_weight: float = Field(0.3, ge=0)
-    """mu, weight of co-occurring alignment. UTGRec's best: 0.01; ours: more, because H' begins near what is
-    known of the content and shall learn what is not."""
+    alignment_weight: float = Field(10.0, ge=0)
+    """mu, weight of co-occurring alignment. UTGRec's best: 0.01; ours: much more, because H' begins near what
+    is known of the content and shall learn what is not. It is what recommenders gain from."""
     cooccurrence_weight: float = Field(0.03, ge=0)
     """eta, weight of co-occurring reconstruction. UTGRec's best: 0.03."""
     temperature: float = Field(0.1, gt=0)
@@ -101,23 +102,24 @@ class UTGRecOptions(Options):
     """What is aligned: H' after the projection (official code) or the encoder's H (paper)."""
     image_loss: Literal["diffusion", "mse"] = "diffusion"
     """Loss of the visual decoder. UTGRec: diffusion (MAR, arXiv 2406.11838)."""
-    quantizer_warmup: int = Field(0, ge=0)
-    """First steps of pre-training in which nothing is quantized, at most half of all. UTGRec's official
-    code: steps 0 to 300; ours: none, because the shortcut makes sense from the first."""
+    quantizer_warmup: int | None = Field(None, ge=0)
+    """First steps of pre-training in which nothing is quantized, at most half of all; null: half of them.
+    UTGRec's official code: steps 0 to 300; ours: half, because alignment and codes that are there from the
+    first pull against each other, and the codes fall together."""
     kmeans_init: bool = True
     """Place the codebooks by k-means when quantization begins (ours, for small runs)."""
     revive_every: int = Field(100, ge=0)
     """Steps between restarts of unused codes, in the first 80 % of pre-training (ours); 0: never."""
-    learning_rate: float = Field(2e-5, gt=0)
-    """Peak rate of AdamW in pre-training. UTGRec: 3e-4; ours starts near to where it goes, and from 1e-4 on
-    the codes of several domains collapse within three epochs."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak rate of AdamW in pre-training. UTGRec: 3e-4, which serves for a single domain; ours starts near to
+    where it goes. Without a warm-up the codes of several domains collapse at this rate; 2e-5 then serves."""
     decoder_ratio: float = Field(10.0, gt=0)
     """Rate of the text and visual decoders as a multiple of the rest's (ours: they start from nothing, the
     rest
     from something). UTGRec: 1."""
-    fine_tune_rate: float = Field(2e-5, gt=0)
-    """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4, at which the codes that were placed so fall together
-    again."""
+    fine_tune_rate: float = Field(3e-4, gt=0)
+    """Peak rate of AdamW in fine-tuning. UTGRec: 1e-4. Without `fine_tune_warmup` codes that were placed fall
+    together again from 1e-4 on; 2e-5 then serves."""
     weight_decay: float = Field(0.01, ge=0)
     """Of AdamW, on matrices. UTGRec's official code: 0.01."""
     warmup: float = Field(0.03, ge=0, lt=1)
@@ -135,11 +137,11 @@ class UTGRecOptions(Options):
     see `TreeCodebooks.turn_onto`. "followed" (ours): H' as pre-training left it, the codes turned onto it and
     settled. A domain that was not seen falls on a tenth of the root codes otherwise and stays there. With a
     `shortcut` the encoder's part of H' begins again in "turned" and "settled"."""
-    fine_tune_warmup: float = Field(0.0, ge=0, lt=1)
+    fine_tune_warmup: float = Field(0.5, ge=0, lt=1)
     """Share of fine-tuning's steps in which nothing is quantized; the codes turn and settle after them, onto
     what alignment has made of H' by then. UTGRec: none."""
-    fine_tune_epochs: Positive = 10
-    """The same for a target domain. UTGRec: 20."""
+    fine_tune_epochs: Positive = 20
+    """The same for a target domain. UTGRec: 20 in the paper, 40 in the official code."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of matrix products; codes, distances and losses are always float32. auto: bf16 on CUDA."""
     checkpoint_seconds: float = Field(120.0, ge=0)

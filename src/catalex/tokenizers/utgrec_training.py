@@ -27,6 +27,7 @@ from catalex.progress import Track, say
 from catalex.tokenizers.checkpoint import Curves, epoch_seed
 from catalex.tokenizers.positives import Positives
 from catalex.tokenizers.utgrec_network import TEXT_STEP, Losses, Step, Targets, UTGRecNetwork
+from catalex.tokenizers.utgrec_options import UTGRecOptions
 from catalex.training.checkpoint import load_checkpoint, save_checkpoint
 from catalex.training.distributed import average_gradients, meet, same_everywhere, share
 from catalex.training.optim import adamw, learning_rate, set_learning_rate
@@ -127,8 +128,7 @@ def train_utgrec(
         )
     peak = o.fine_tune_rate if fine_tune else o.learning_rate
     rising = round(o.warmup * plan.steps)
-    pre_training = min(o.quantizer_warmup, plan.steps // 2)
-    warm = math.floor(o.fine_tune_warmup * plan.steps) if fine_tune else pre_training
+    warm = _unquantized_steps(o, plan.steps, fine_tune)
     optimizer = adamw(network, peak, o.weight_decay, device, fast=network.decoders(), ratio=o.decoder_ratio)
     curves: Curves = {key: [] for key in Losses._fields}
     curves.update({"utilisation": [], "utilisation_at": []})
@@ -377,6 +377,13 @@ def _estimate(
         else:
             text += f" and {(4 * every + 4 * trained + moments) / 2**30:.1f} GiB beside the activations"
     say(text)
+
+
+def _unquantized_steps(o: UTGRecOptions, steps: int, fine_tune: bool) -> int:
+    """Steps of warm-up, after which codes are placed and used."""
+    if fine_tune:
+        return math.floor(o.fine_tune_warmup * steps)
+    return steps // 2 if o.quantizer_warmup is None else min(o.quantizer_warmup, steps // 2)
 
 
 def _duration(seconds: float) -> str:

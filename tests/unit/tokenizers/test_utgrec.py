@@ -151,8 +151,11 @@ def test_the_codebooks_rest_until_the_warm_up_ends(monkeypatch: pytest.MonkeyPat
     tokenizer = fit(FROZEN, quantizer_warmup=301)
     assert seen == [(False, False)] * 4 + [(True, True)] * 5  # never more than half of a short run
     seen.clear()
+    fit(FROZEN, quantizer_warmup=None)
+    assert seen == [(False, False)] * 4 + [(True, True)] * 5  # half, where nothing is said
+    seen.clear()
     tokenizer.fine_tune(TARGET, "full", seed=0, device="cpu")
-    assert seen == [(True, True)] * 6  # fine-tuning has no warm-up
+    assert seen == [(True, True)] * 6  # fine-tuning has a warm-up of its own, here none
 
 
 def test_k_means_places_the_codes_when_quantization_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ PAPER: dict[str, Any] = {
     "learning_rate": 3e-4,
     "decoder_ratio": 1,
     "fine_tune_rate": 1e-4,
+    "fine_tune_warmup": 0.0,
     "weight_decay": 0.01,
     "warmup": 0.03,
     "clip_norm": 1,

@@ -31,6 +31,9 @@ SIZES: dict[str, Any] = {
     "batch": 16,
     "epochs": 3,
     "fine_tune_epochs": 3,
+    "fine_tune_rate": 2e-5,
+    "fine_tune_warmup": 0.0,
+    "alignment_weight": 0.3,
     "quantizer_warmup": 2,
     "image_loss": "mse",
 }
