@@ -167,7 +167,11 @@ def test_without_times_the_file_has_the_order(tmp_path: Path) -> None:
 )
 def test_sort_order_is_the_stable_one(rows: list[tuple[int, int, int]]) -> None:
     columns = [np.array(column, dtype=np.int64) for column in zip(*rows, strict=True)]
-    assert sort_order(columns).tolist() == sorted(range(len(rows)), key=lambda i: rows[i])
+    expected = sorted(range(len(rows)), key=lambda i: rows[i])
+    assert sort_order(columns).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("catalex.data.prepare.DEALT_FROM", 0)
+        assert sort_order(columns).tolist() == expected
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -309,3 +313,12 @@ def test_sort_order_of_columns_that_are_in_order_and_of_many_equal_rows() -> Non
     np.testing.assert_array_equal(sort_order([users, times]), np.argsort(users, kind="stable"))
     np.testing.assert_array_equal(sort_order([np.sort(users)]), np.arange(3000))
     np.testing.assert_array_equal(sort_order([times[::-1], users]), np.lexsort((users, times[::-1])))
+
+
+def test_sort_order_of_many_rows() -> None:
+    random = np.random.default_rng(0)
+    users = (300_000 * random.beta(1, 2, 200_000)).astype(np.int32)
+    times = random.integers(0, 1000, 200_000)
+    np.testing.assert_array_equal(sort_order([users, times]), np.lexsort((times, users)))
+    one_user = np.full_like(users, 5)
+    np.testing.assert_array_equal(sort_order([one_user, times]), np.argsort(times, kind="stable"))
