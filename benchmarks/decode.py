@@ -9,9 +9,13 @@ On a CPU everything is measured twice: as installed, and in a process whose mall
 has. transformers copies hundreds of megabytes a batch, which the usual malloc gives back to the system each
 time; the second figure shows what remains of the ratio without that.
 
+`--evaluation` times the whole evaluation protocol over `--users` users against the search of the same
+batches.
+
     python benchmarks/decode.py
     python benchmarks/decode.py --sweep items --sizes 10000 25000 1000000 10000000
     python benchmarks/decode.py --sweep beam
+    python benchmarks/decode.py --evaluation
     python benchmarks/decode.py --device cuda --batches 1 8 32 256 --repeats 20
 """
 
@@ -32,6 +36,7 @@ from typing import Any
 
 import torch
 import transformers
+from _decode_evaluation import measured
 from _decode_peers import MASK, TRIE, Answer, Mask, Peer, PythonTrie, as_transformers
 from _decode_work import CODES, catalogue, histories, operations
 
@@ -66,6 +71,9 @@ def main() -> None:
     describe(options)
     if options.sweep is not None:
         sweep(options)
+        return
+    if options.evaluation:
+        evaluation(options)
         return
     kept = "MALLOC_MMAP_MAX_" in os.environ
     print("malloc keeps its memory" if kept else "malloc as installed")
@@ -116,6 +124,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only-as-installed", action="store_true", help="no second run with malloc's memory")
     parser.add_argument("--sweep", choices=list(SIZES), help="latency of catalex against one size instead")
     parser.add_argument("--sizes", type=int, nargs="+", help="values of the sweep")
+    parser.add_argument("--evaluation", action="store_true", help="a whole evaluation against its decoding")
+    parser.add_argument("--users", type=int, default=1024, help="of the evaluation")
     parser.add_argument("--record", type=Path, help="benchmark ledger to append to")
     return parser.parse_args()
 
@@ -228,6 +238,21 @@ def sweep(options: argparse.Namespace) -> None:
         if options.record is not None:
             where = f"{options.device.split(':')[0]}-batch-{batch}-{options.precision}"
             record(options, f"sweep-{options.sweep}-{name}-{where}", round(wall, 3), "ms a batch")
+
+
+def evaluation(options: argparse.Namespace) -> None:
+    """A whole evaluation against its decoding alone."""
+    found = measured(options)
+    whole, alone = found["evaluation"], found["decoding"]
+    print(
+        f"evaluation of {options.users:,} users: {whole:.3f} s, its decoding {alone:.3f} s, "
+        f"{found['ratio']:.3f} x ({found['smallest']:.3f} to {found['largest']:.3f}); "
+        f"{found['within']:.4f} x of its own searches"
+    )
+    name = f"evaluation-{options.device.split(':')[0]}-{options.users}-users"
+    baseline = "decoding alone"
+    record(options, name, round(whole, 3), "s", baseline, round(alone, 3), found["ratio"])
+    record(options, f"{name}-within", round(found["within"], 4), "x of its own searches")
 
 
 def describe(options: argparse.Namespace) -> None:

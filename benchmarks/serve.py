@@ -2,11 +2,14 @@
 
     catalex serve runs/demo/bundle/year-two &
     python benchmarks/serve.py http://localhost:8000 --seconds 10 --concurrency 1 2 4 8 16 32 64 128
-    python benchmarks/serve.py http://localhost:8000 --soak 600 --pid $!
+    python benchmarks/serve.py http://localhost:8000 --soak 600 --concurrency 16 --writes 0.1 --pid $!
     python benchmarks/serve.py http://localhost:8000 --texts      # histories of texts that were never seen
 
-Every caller asks again as soon as it has its answer (closed loop), with a random history of 1 to 20 items,
-over a connection of its own. The callers share this machine's processors with the service.
+At rising concurrency every caller asks again as soon as it has its answer, with a random history of 1 to 20
+items, over a connection of its own. A soak first looks for the rate at which that saturates the service, then
+asks at a share of it, at times that do not depend on the answers, and prints a line a minute: latencies,
+errors, and the memory, open files and threads of the service. The callers share this machine's processors
+with the service. ``--record docs/results/benchmarks.jsonl`` appends every number to the ledger.
 """
 
 from __future__ import annotations
@@ -15,130 +18,101 @@ import argparse
 import asyncio
 import os
 import platform
-import random
+import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
+from _serve_load import Found, Load, Process, some_keys
 
 from catalex.reporting.ledger import BenchmarkLine, append
 
-PART = 15.0
-"""Seconds between two lines of a soak."""
+MINUTE = 60.0
+SATURATING = 10.0
+"""Seconds of the search for the saturating rate."""
 
 
-@dataclass
-class Found:
-    """What the callers saw."""
-
-    seconds: list[float] = field(default_factory=list)
-    statuses: Counter[int | str] = field(default_factory=Counter)
-    wall: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Answers of 200 a second."""
-        return self.statuses[200] / self.wall
-
-    def quantile(self, share: float) -> float:
-        """Milliseconds of the good answers."""
-        return 1000 * float(np.quantile(self.seconds, share)) if self.seconds else float("nan")
-
-
-async def load(options: argparse.Namespace, keys: list[str], callers: int, seconds: float) -> Found:
-    """`callers` callers at once, for some seconds."""
-    found, until = Found(), time.perf_counter() + seconds
-
-    async def call(number: int) -> None:
-        r = random.Random(number)
-        async with client(options) as http:
-            while time.perf_counter() < until:
-                history: list[Any] = [r.choice(keys) for _ in range(r.randrange(1, 21))]
-                if options.texts:
-                    history[-1] = {"text": f"red and blue tea cup number {r.random()}"}
-                began = time.perf_counter()
-                try:
-                    answer = await http.post("/v1/recommend", json={"history": history, "k": 10})
-                    found.statuses[answer.status_code] += 1
-                    if answer.status_code == 200:
-                        found.seconds.append(time.perf_counter() - began)
-                    elif answer.status_code == 429:
-                        await asyncio.sleep(0.05)
-                except httpx.HTTPError as error:
-                    found.statuses[type(error).__name__] += 1
-
-    began = time.perf_counter()
-    await asyncio.gather(*(call(number) for number in range(callers)))
-    found.wall = time.perf_counter() - began
-    return found
-
-
-def client(options: argparse.Namespace) -> httpx.AsyncClient:
-    """A connection of its own."""
-    headers = {"X-API-Key": options.api_key} if options.api_key else {}
-    return httpx.AsyncClient(base_url=options.address, headers=headers, timeout=30, trust_env=False)
-
-
-async def some_keys(options: argparse.Namespace) -> list[str]:
-    """Items to make histories of."""
-    async with client(options) as http:
-        return [item["key"] for item in (await http.get("/v1/items?limit=200")).json()["items"]]
-
-
-def resident_mib(pid: int) -> float:
-    """Memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def load_of(options: argparse.Namespace, keys: list[str]) -> Load:
+    """Callers as the options want them."""
+    return Load(options.address, keys, api_key=options.api_key, texts=options.texts, writes=options.writes)
 
 
 def rising(options: argparse.Namespace, keys: list[str]) -> None:
     """A line for each number of callers."""
     print(f"{'callers':>8} {'answers/s':>10} {'p50 ms':>8} {'p99 ms':>8}  statuses")
     for callers in options.concurrency:
-        asyncio.run(load(options, keys, callers, min(1.0, options.seconds)))  # not counted
-        found = asyncio.run(load(options, keys, callers, options.seconds))
+        asyncio.run(load_of(options, keys).run(callers, min(1.0, options.seconds)))  # not counted
+        found = asyncio.run(load_of(options, keys).run(callers, options.seconds))
         median, tail = found.quantile(0.5), found.quantile(0.99)
         print(
             f"{callers:8d} {found.rate:10.1f} {median:8.1f} {tail:8.1f}  {dict(found.statuses)}", flush=True
         )
-        if options.record is not None:
-            where = f"serve/{options.name}-{callers}"
-            record(options, f"{where}-rate", found.rate, "answers/s")
-            record(options, f"{where}-p50", median, "ms")
-            record(options, f"{where}-p99", tail, "ms")
+        record(options, f"{callers:03}-callers-rate", found.rate, "answers/s")
+        record(options, f"{callers:03}-callers-p50", median, "ms")
+        record(options, f"{callers:03}-callers-p99", tail, "ms")
 
 
-def soak(options: argparse.Namespace, keys: list[str]) -> None:
-    """A line every quarter of a minute: answers, errors, the service's memory. Growth is told from the first
-    quarter of the time on, when everything has been used once."""
-    began, sizes, bad = time.monotonic(), [], Counter[int | str]()
-    while (passed := time.monotonic() - began) < options.soak:
-        found = asyncio.run(load(options, keys, options.concurrency[0], min(PART, options.soak - passed)))
-        size = resident_mib(options.pid) if options.pid else float("nan")
-        sizes.append(size)
-        bad.update({status: count for status, count in found.statuses.items() if status != 200})
+async def soak(options: argparse.Namespace, keys: list[str]) -> None:
+    """A line a minute. Growth is told from the first quarter of the time on, when all has been used once."""
+    callers = options.concurrency[0]
+    rate = options.rate
+    if rate is None:
+        full = await load_of(options, keys).run(callers, min(SATURATING, options.soak))
+        rate = options.fraction * full.rate
+        print(f"saturated at {full.rate:.0f} answers/s: asking {rate:.0f} times a second", flush=True)
+    load, parts, held = load_of(options, keys), list[Found](), list[Process]()
+    at_work = asyncio.create_task(load.run(callers, options.soak, rate))
+    print(
+        f"{'minute':>6} {'answers/s':>10} {'read p50':>9} {'p99 ms':>8} {'write p50':>10} {'p99 ms':>8}"
+        f" {'MiB':>8} {'files':>6} {'threads':>8}  not good"
+    )
+    while not at_work.done():
+        length, began = min(MINUTE, max(1.0, options.soak / 4)), time.perf_counter()
+        await asyncio.wait([at_work], timeout=length)
+        part, load.found = load.found, Found()
+        part.wall = time.perf_counter() - began
+        parts.append(part)
+        held.append(Process.of(options.pid) if options.pid else Process(float("nan"), 0, 0))
         print(
-            f"{time.monotonic() - began:7.0f} s {found.rate:8.1f} answers/s, "
-            f"p99 {found.quantile(0.99):7.1f} ms, {size:8.1f} MiB, {dict(found.statuses)}",
+            f"{len(parts):6d} {part.rate:10.1f} {part.quantile(0.5, ('read',)):9.1f} "
+            f"{part.quantile(0.99, ('read',)):8.1f} {part.quantile(0.5, ('write',)):10.1f} "
+            f"{part.quantile(0.99, ('write',)):8.1f} {held[-1].mib:8.1f} {held[-1].files:6d} "
+            f"{held[-1].threads:8d}  {part.bad}",
             flush=True,
         )
-    early = sizes[len(sizes) // 4]
-    print(f"growth after the first quarter: {sizes[-1] - early:+.1f} MiB; other than 200: {dict(bad)}")
-    if options.record is not None:
-        record(options, f"serve/{options.name}-soak-growth", sizes[-1] - early, "MiB")
+    await at_work
+    tell(options, parts, held)
+
+
+def tell(options: argparse.Namespace, parts: list[Found], held: list[Process]) -> None:
+    """The summary of a soak."""
+    early, last = held[len(held) // 4], held[-1]
+    bad = sum((Counter(part.bad) for part in parts), Counter[int | str]())
+    good = sum(len(seconds) for part in parts for seconds in part.seconds.values())
+    print(
+        f"{good:,} good answers, {bad.total()} others {dict(bad)}; after the first quarter: "
+        f"{last.mib - early.mib:+.1f} MiB, {last.files - early.files:+d} files, "
+        f"{last.threads - early.threads:+d} threads"
+    )
+    record(options, "soak-answers", good, "good answers")
+    record(options, "soak-errors", bad.total(), "other answers")
+    if options.pid:
+        record(options, "soak-growth", last.mib - early.mib, "MiB after the first quarter")
+        record(options, "soak-memory", last.mib, "MiB at the end")
 
 
 def record(options: argparse.Namespace, name: str, value: float, unit: str) -> None:
-    """One line of the benchmark ledger."""
-    values: dict[str, Any] = {"name": name, "value": round(value, 2), "unit": unit}
-    append(options.record, BenchmarkLine.parse(values, "serve"))
+    """One line of the benchmark ledger, where it is wanted."""
+    if options.record is not None:
+        full = f"serve/{options.name}-{name}"
+        values: dict[str, Any] = {"name": full, "value": round(value, 2), "unit": unit}
+        append(options.record, BenchmarkLine.parse(values, "serve"))
 
 
-def main() -> None:
+def main() -> int:
+    """Measure; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,21 +120,36 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each concurrency")
     parser.add_argument("--texts", action="store_true", help="end each history with a text never seen")
+    parser.add_argument(
+        "--writes", type=float, default=0.0, help="share of requests that add, change or remove"
+    )
     parser.add_argument("--soak", type=float, help="seconds at the first concurrency instead")
-    parser.add_argument("--pid", type=int, help="of the service, for its memory")
+    parser.add_argument("--rate", type=float, help="requests a second of the soak; default: see --fraction")
+    parser.add_argument(
+        "--fraction", type=float, default=0.6, help="of the saturating rate, which is measured first"
+    )
+    parser.add_argument("--pid", type=int, help="of the service, for its memory, open files and threads")
     parser.add_argument("--api-key")
     parser.add_argument("--name", default="recommend", help="of the measurement")
     parser.add_argument("--record", type=Path, help="benchmark ledger to append to")
     options = parser.parse_args()
     if options.address is None:
         print("no address is given: start 'catalex serve BUNDLE' and name its address")
-        return
-    keys = asyncio.run(some_keys(options))
+        return 0
+    try:
+        keys = asyncio.run(some_keys(options.address, options.api_key))
+    except httpx.HTTPError as error:
+        print(f"{options.address}: the service does not answer as expected ({type(error).__name__})")
+        return 1
     print(
         f"{platform.machine()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} before the start"
     )
-    (soak if options.soak else rising)(options, keys)
+    if options.soak:
+        asyncio.run(soak(options, keys))
+    else:
+        rising(options, keys)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -66,9 +66,10 @@ def main() -> None:
                 peers["transformers bf16"] = Peer(model, o.device, bf16=True)
             agree(ours, peers["transformers"])
         report = {"batch": size, "device": o.device, "peak_tflops": round(peak / 1e12, 3)}
-        print(json.dumps(report | timed(ours, peers, o.steps, o.device, peak)), flush=True)
+        report |= timed(ours, peers, o.steps, o.device, peak)
+        print(json.dumps(report), flush=True)
         if o.record is not None and peers:
-            record(o.record, o.device, size, report | timed(ours, peers, o.steps, o.device, peak))
+            record(o.record, o.device, size, report)
 
 
 def arguments() -> argparse.Namespace:

@@ -97,6 +97,10 @@ class Client:
             categories, in_stock, ranges: Which items may; `ranges` gives least and largest values of
                 attributes by name, both included, None for no bound.
             explain: Also give the probability of each code of the path.
+
+        Each item has what the catalogue tells of it, ``score`` (log-probability), ``probability``, and
+        ``newcomer``: whether it has one of the places that the service keeps for items that came since its
+        bundle was made; its score is then that of the item before it.
         """
         request = {
             "history": list(history),

@@ -189,3 +189,28 @@ def test_a_key_is_asked_for(bundle: Path, browser: Browser, tmp_path: Path) -> N
         browser.press(SECRET, Keys.ENTER)
         browser.one("#found li")
         assert browser.all("#key-form") == []
+
+
+def test_newcomers_are_marked(bundle: Path, tmp_path: Path, browser: Browser) -> None:
+    with running(bundle, newcomers=0.2, store=str(tmp_path / "store.sqlite")) as shop:
+        new = [{"key": f"new-{i}", "title": f"PURPLE ZEBRA LAMP {i}"} for i in range(4)]
+        assert shop.post("/v1/items", {"items": new}).status_code == 201
+        key = shop.service.present.catalogue.search("", 1)[0].key
+        browser.driver.get(f"{shop.address}/#explore/{key}")
+        browser.until(lambda: len(browser.all(".path > li")) == 3)
+        assert "Shop" in browser.one("#item dl").text, "its categories"
+        browser.one("#item p button").click()
+        browser.driver.get(f"{shop.address}/#recommend")
+        browser.until(lambda: len(browser.all("#recommended > li")) == 10)
+        asked = {"history": [key], "exclude": [key]}
+        expected = shop.post("/v1/recommend", asked).json()["items"]
+        marked = [item["title"] for item in expected if item["newcomer"]]
+        assert marked
+        lines = browser.all("#recommended > li")
+        shown = [
+            line.find_element(By.CSS_SELECTOR, ".name").text for line in lines if "chosen by its" in line.text
+        ]
+        assert [title.removesuffix("new").strip() for title in shown] == marked
+        assert browser.texts("#recommended .new") == ["new"] * len(marked)
+        browser.driver.save_screenshot(os.environ.get("SCREENSHOT", str(tmp_path / "newcomers.png")))
+        assert browser.complaints() == []

@@ -250,7 +250,9 @@ def _filtered(
     def take(keep: Bools) -> None:
         nonlocal users, items, times
         if not keep.all():
-            users, items, times = users[keep], items[keep], None if times is None else times[keep]
+            rows = np.flatnonzero(keep)
+            users, items = _taken(users, rows), _taken(items, rows)
+            times = None if times is None else _taken(times, rows)
 
     if options.duplicates != "keep":
         take(one_of_each_pair(users, items, options.duplicates))
@@ -258,15 +260,16 @@ def _filtered(
         take(without_repeats(users, items))
     user_minimum, item_minimum = options.cores
     if max(user_minimum, item_minimum) > 1:
-        before = f"{_distinct(users):,} users, {_distinct(items):,} items, {len(users):,} interactions"
-        take(k_core(users, items, user_minimum, item_minimum))
-        if not len(users):
+        keep = k_core(users, items, user_minimum, item_minimum)
+        if not keep.any():
+            before = f"{_distinct(users):,} users, {_distinct(items):,} items, {len(users):,} interactions"
             raise user_error(
                 f"the k-core filter leaves nothing (k is {user_minimum} for users, {item_minimum} for items)",
                 place=name,
                 value=before,
                 remedy="lower min_interactions",
             )
+        take(keep)
     if options.max_history is not None:
         take(latest(users, options.max_history))
     return users, items, times
@@ -317,7 +320,11 @@ def _write_interactions(path: Path, users: Ints, items: Ints, times: Ints | None
     """Write `columns.INTERACTIONS_SCHEMA`, positions counted anew from 0."""
     lengths = np.bincount(users)
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[:-1]])
-    position = (np.arange(len(users)) - np.repeat(starts, lengths)).astype(np.int32)
+    if len(users) < 2**31:
+        starts = starts.astype(np.int32)  # half the memory to go through
+    position = np.arange(len(users), dtype=starts.dtype)
+    position -= np.repeat(starts, lengths)
+    position = position.astype(np.int32, copy=False)
     arrays: list[Any] = [
         pa.array(users, pa.int32()),
         pa.array(items, pa.int32()),
@@ -325,7 +332,8 @@ def _write_interactions(path: Path, users: Ints, items: Ints, times: Ints | None
         pa.nulls(len(users), pa.int64()) if times is None else pa.array(times, pa.int64()),
         pa.array(parts, pa.int8()),
     ]
-    write_parquet(path, pa.Table.from_arrays(arrays, schema=c.INTERACTIONS_SCHEMA))
+    table = pa.Table.from_arrays(arrays, schema=c.INTERACTIONS_SCHEMA)
+    write_parquet(path, table, differences=(c.USER_ID, c.POSITION, c.TIMESTAMP))
 
 
 def _write_items(folder: Path, found: Collected, kept: Ints) -> int:

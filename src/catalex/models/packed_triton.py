@@ -33,14 +33,26 @@ def available() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def runs(options: T5Options, capacity: int, device: torch.device) -> bool:
+    """Whether the kernels can run there: Triton is installed, and they are made for device and sizes.
+
+    Older devices than those of compute capability 9 (H100) have less shared memory than tiles may take.
+    """
+    if device.type != "cuda" or not available() or not suits(options, capacity):
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 def suits(options: T5Options, capacity: int) -> bool:
-    """Whether the kernels are made for these sizes: tiles are powers of two that fit on the chip."""
+    """Whether the kernels are made for these sizes: tiles are powers of two that fit on the chip, and a pass
+    has no more dropout sites than `SITES` (6, and 15 a pair of layers)."""
     two = all(n & (n - 1) == 0 for n in (options.hidden, options.head_width))
     return (
         two
         and 16 <= options.hidden <= 256
         and 16 <= options.head_width <= 128
         and options.feed_forward % 64 == 0
+        and 6 + 15 * options.layers <= SITES
         and capacity <= 128
     )
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from catalex.models.packed_ops import Groups, TorchOps
 from catalex.models.packed_rows import Rows
-from catalex.models.packed_triton import TritonOps, available, suits
+from catalex.models.packed_triton import TritonOps, runs
 from catalex.models.t5 import BUCKETS, IGNORE, PAD, T5, relative_buckets
 
 Reduction = Literal["mean", "sum"]
@@ -80,7 +80,7 @@ def packed_loss(
         batch: ``tokens (M,)`` and ``labels (B, P)``, with ``widths (G, 2)`` (groups of equal length) or
             ``segments (M,)``, ``starts`` and ``lengths (B,)`` (rows of fixed length).
         reduction: Of the cross-entropy over labels that are not `IGNORE`.
-        kernels: Use the Triton kernels; None: on CUDA, where Triton is there and the sizes suit it.
+        kernels: Use the Triton kernels; None: where they can run (`packed_triton.runs`).
         temperature: The logits are divided by it.
     """
     tokens, labels = batch["tokens"], batch["labels"]
@@ -159,7 +159,7 @@ def _ops(model: T5, batch: Mapping[str, Tensor], dtype: torch.dtype, kernels: bo
     layout = Rows.of(batch)
     device = batch["tokens"].device
     if kernels is None:
-        kernels = device.type == "cuda" and available() and suits(o, layout.capacity)
+        kernels = runs(o, layout.capacity, device)
     if kernels:
         return TritonOps(rate, o.heads, device, dtype), layout
     return TorchOps(rate, o.heads, dtype), layout

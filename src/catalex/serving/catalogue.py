@@ -27,6 +27,7 @@ from catalex.serving.records import changed_item, draft_of, record_of, vectors_b
 from catalex.serving.replica import Replica
 from catalex.serving.seeding import seed
 from catalex.serving.store import Store
+from catalex.serving.titles import search
 from catalex.types import Bools, Codes
 
 
@@ -108,7 +109,10 @@ class LiveCatalogue(Replica):
         """Items whose title or key has every word, whatever the case; those that begin with the first word
         come first."""
         with self._state:
-            return self._shelf.search(words, limit)
+            blocks = self._shelf.titles.blocks()
+        numbers = search(blocks, words, limit)  # the long part, while others go on
+        found = [self.numbered(number) for number in numbers]
+        return [item for item in found if item is not None]
 
     def under(self, prefix: Sequence[int], limit: int | None = None) -> list[Item]:
         """Items whose identifier begins with the codes of `prefix`: neighbours in the tree of codes."""
@@ -129,6 +133,11 @@ class LiveCatalogue(Replica):
         """Names of all categories with the number of their items, the largest first."""
         with self._state:
             return self._shelf.categories()
+
+    def attribute_counts(self) -> dict[str, int]:
+        """Names of all attributes that an item has, with the number of their items, the largest first."""
+        with self._state:
+            return {name: count for name, count in self._shelf.attribute_counts().items() if count}
 
     def attribute_ranges(self) -> dict[str, tuple[float, float]]:
         """Names of all attributes that an item has, with the least and the largest value."""

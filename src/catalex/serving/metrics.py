@@ -24,6 +24,9 @@ class Metrics:
         self.revision = Gauge("catalex_catalogue_revision", "Changes of the catalogue so far.", registry=own)
         self.batches = Gauge("catalex_batches", "Batches searched by the present model.", registry=own)
         self.model = Gauge("catalex_model", "1 for the bundle that is served.", ["bundle"], registry=own)
+        self.silence = Gauge(
+            "catalex_store_silence_seconds", "Since the store answered last; 0 while it does.", registry=own
+        )
         self.ready = Gauge("catalex_ready", "Whether the service takes requests.", registry=own)
 
     def text(self) -> bytes:

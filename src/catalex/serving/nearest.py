@@ -1,8 +1,7 @@
 """Nearest items by content, and the code tree: what the identifiers of a live catalogue say about it.
 
-Vectors are those that the tokenizer makes of the identifiers (`Tokenizer.decode`), so nothing has to be
-stored beside them and a new item costs one row. A text is compared by the vector that the encoder makes of
-it.
+Vectors are those that the tokenizer makes of the identifiers (`Tokenizer.decode`), see `closeness`. A text is
+compared by the vector that the encoder makes of it.
 """
 
 from __future__ import annotations
@@ -13,11 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from catalex.errors import CatalexError
 from catalex.features.base import ItemContent
 from catalex.serving.catalogue import LiveCatalogue
+from catalex.serving.closeness import Closeness, closeness_of, unit
 from catalex.serving.items import Item, NewItem, Selection
 from catalex.types import Codes, Floats, Ints
 
+SPARE = 8
+"""Further items that are looked up, for those that leave meanwhile."""
 CANDIDATES = 20_000
 """Items that are compared to find the nearest neighbours at one depth of a path, at most."""
 
@@ -48,13 +51,11 @@ class _State:
     Attributes:
         codes: ``(n, L)`` identifiers of the items that are there, sorted.
         numbers: ``(n,)`` their numbers.
-        vectors: ``(n, D)`` unit vectors; empty for a bundle without tokenizer.
     """
 
     revision: int
     codes: Codes
     numbers: Ints
-    vectors: Floats
 
 
 class Neighbourhood:
@@ -64,6 +65,19 @@ class Neighbourhood:
         self.catalogue = catalogue
         self._lock = threading.Lock()
         self._state: _State | None = None
+        self._closeness: Closeness | None = None
+        self._refusal: CatalexError | None = None
+        self._levels = catalogue.vocabulary.space.levels
+        if (catalogue.bundle.folder / "tokenizer").is_dir():
+            tokenizer = catalogue.reader.tokenizer
+            try:
+                self._closeness, self._levels = closeness_of(tokenizer), tokenizer.space.levels
+            except CatalexError as error:  # it cannot decode; everything else can be served
+                self._refusal = error
+
+    def prepare(self) -> None:
+        """Do what the first request would wait for: seconds where there are a million items."""
+        self._present()
 
     # --- nearest --------------------------------------------------------------------------------------------
 
@@ -82,20 +96,25 @@ class Neighbourhood:
         """
         reader = self.catalogue.reader
         vector = reader.vectors([ItemContent(reader.text_of(NewItem("", text=text)), image)])[0]
-        return self._nearest(_unit(vector), k, selection)
+        return self._nearest(unit(vector), k, selection)
 
     def _nearest(self, vector: Floats, k: int, selection: Selection) -> list[tuple[Item, float]]:
+        if self._refusal is not None:
+            raise self._refusal
         state = self._present()
-        cosines = state.vectors @ vector
-        order = np.argsort(-cosines, kind="stable")
+        numbers = state.numbers
+        cosines = self._cosines(state, np.arange(len(numbers)), vector)
+        if selection:
+            wanted = self.catalogue.allowed(selection)
+            places = np.flatnonzero(wanted[numbers])
+        else:
+            places = np.arange(len(numbers))
         found: list[tuple[Item, float]] = []
-        for place in order.tolist():
-            item = self.catalogue.numbered(int(state.numbers[place]))
-            if item is not None and (not selection or selection.allows(item)):
+        for place in places[_best(cosines[places], k + SPARE)].tolist():
+            item = self.catalogue.numbered(int(numbers[place]))
+            if item is not None and selection.allows(item):
                 found.append((item, float(cosines[place])))
-                if len(found) == k:
-                    break
-        return found
+        return found[:k]
 
     # --- the tree -------------------------------------------------------------------------------------------
 
@@ -134,62 +153,53 @@ class Neighbourhood:
 
     def _closest(self, state: _State, places: Ints, identifier: Sequence[int], count: int) -> list[Item]:
         places = places[:: max(1, -(-len(places) // CANDIDATES))]
-        if len(places) and state.vectors.shape[1]:
-            cosines = state.vectors[places] @ self._vector(tuple(identifier))
-            places = places[np.argsort(-cosines, kind="stable")]
-        items = (self.catalogue.numbered(int(state.numbers[place])) for place in places[: 2 * count])
+        cosines = self._cosines(state, places, self._vector(identifier))
+        places = places[_best(cosines, 2 * count)]
+        items = (self.catalogue.numbered(int(state.numbers[place])) for place in places)
         return [item for item in items if item is not None][:count]
 
     # --- parts ----------------------------------------------------------------------------------------------
 
     def _present(self) -> _State:
-        """The state of the present revision; rows of old identifiers are taken over."""
+        """The state of the present revision."""
         state = self._state
         if state is not None and state.revision == self.catalogue.revision:
             return state
         with self._lock:
             revision = self.catalogue.revision
-            tokens, numbers = self.catalogue.engine.trie.rows()
-            codes = self.catalogue.vocabulary.codes(tokens.astype(np.int64))
-            self._state = state = _State(revision, codes, numbers, self._vectors(codes))
+            state = self._state
+            if state is None or state.revision != revision:
+                tokens, numbers = self.catalogue.engine.trie.rows()
+                codes = self.catalogue.vocabulary.codes(tokens.astype(np.int64))
+                if self._closeness is not None:
+                    self._closeness.learn(codes[:, : self._levels], numbers)
+                self._state = state = _State(revision, codes, numbers)
             return state
 
-    def _vectors(self, codes: Codes) -> Floats:
-        """``(n, D)`` unit vectors of sorted identifiers; only those that the last state lacks are made."""
-        old = self._state
-        if old is None or not len(old.codes):
-            return self._decode(codes)
-        sizes = self.catalogue.vocabulary.space.sizes
-        before, now = (_keys(rows, sizes) for rows in (old.codes, codes))
-        place = np.minimum(np.searchsorted(before, now), len(before) - 1)
-        kept = before[place] == now
-        vectors = old.vectors[place]
-        vectors[~kept] = self._decode(codes[~kept])
-        return vectors
+    def _cosines(self, state: _State, places: Ints, vector: Floats) -> Floats:
+        """``(m,)`` cosines of some items of a state; zeros where no tokenizer can tell."""
+        if self._closeness is None:
+            return np.zeros(len(places), np.float32)
+        if len(places) < len(state.numbers):
+            codes, numbers = state.codes[places], state.numbers[places]
+        else:
+            codes, numbers = state.codes, state.numbers
+        with self._lock:
+            return self._closeness.cosines(codes[:, : self._levels], numbers, vector)
 
     def _vector(self, identifier: Sequence[int]) -> Floats:
-        vector: Floats = self._decode(np.array([identifier], np.int32))[0]
+        """``(D,)`` unit vector of an identifier; empty where there is no tokenizer."""
+        if self._closeness is None:
+            return np.zeros(0, np.float32)
+        codes = np.array([identifier], np.int32)[:, : self._levels]
+        vector: Floats = unit(self.catalogue.reader.tokenizer.decode(codes))[0]
         return vector
 
-    def _decode(self, codes: Codes) -> Floats:
-        if not (self.catalogue.bundle.folder / "tokenizer").is_dir():
-            return np.zeros((len(codes), 0), np.float32)
-        tokenizer = self.catalogue.reader.tokenizer
-        if not len(codes):
-            width = tokenizer.decode(np.zeros((1, tokenizer.space.levels), np.int32)).shape[1]
-            return np.zeros((0, width), np.float32)
-        return _unit(tokenizer.decode(codes[:, : tokenizer.space.levels]))
 
-
-def _unit(rows: Floats) -> Floats:
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    found: Floats = (rows / np.maximum(norms, 1e-12)).astype(np.float32)
-    return found
-
-
-def _keys(codes: Codes, sizes: Sequence[int]) -> Ints:
-    """``(n,)`` one integer an identifier, ascending for sorted ones."""
-    keys = np.zeros(len(codes), np.int64)
-    for level, size in enumerate(sizes):
-        keys = keys * size + codes[:, level]
-    return keys
+def _best(values: Floats, count: int) -> Ints:
+    """Places of the largest values, largest first, of equal ones the first."""
+    if count >= len(values):
+        return np.argsort(-values, kind="stable")
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    places = np.flatnonzero(values >= least)
+    return places[np.argsort(-values[places], kind="stable")][:count]

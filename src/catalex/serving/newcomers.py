@@ -24,7 +24,7 @@ from catalex.features import ItemContent
 from catalex.serving.catalogue import LiveCatalogue
 from catalex.serving.items import Item, Selection
 from catalex.serving.seeding import bundled
-from catalex.types import Doubles, Floats, Ints
+from catalex.types import Bools, Doubles, Floats, Ints
 
 SHARE = 0.1
 """Of a list (TIGER's epsilon): one place in ten, the least that a list of ten can have."""
@@ -46,6 +46,8 @@ class Newcomers:
         self.live, self.share, self.width = live, share, width
         self._known_keys = {record.key for record in bundled(live.reader)}
         self._lock = threading.Lock()
+        self._known: Bools = np.zeros(0, bool)
+        """By number, whether an item was met that is the bundle's."""
         self._vectors: dict[int, Floats] = {}
         self._new: tuple[int, Ints, Floats] = (-1, np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
 
@@ -104,11 +106,24 @@ class Newcomers:
         """Numbers and unit vectors of the newcomers now."""
         revision = self.live.revision
         if self._new[0] != revision:
-            new = [item for item in self.live if item.key not in self._known_keys]
+            new = self._unknown()
             rows = self._vectors_of(new)
             numbers = np.array([item.number for item in new], np.int64)
             self._new = (revision, numbers, np.stack(rows) if rows else np.zeros((0, 1), np.float32))
         return self._new[1:]
+
+    def _unknown(self) -> list[Item]:
+        """The newcomers now. A number never gets another key, so each item of the bundle is met once."""
+        there = self.live.allowed(Selection()).copy()
+        with self._lock:
+            known = self._known[: len(there)]
+            there[: len(known)] &= ~known
+            self._known = np.concatenate([self._known, np.zeros(len(there) - len(known), bool)])
+            found = [i for n in np.flatnonzero(there).tolist() if (i := self.live.numbered(n)) is not None]
+            new = [item for item in found if item.key not in self._known_keys]
+            if len(new) < len(found):
+                self._known[[item.number for item in found if item.key in self._known_keys]] = True
+        return new
 
     def _vectors_of(self, items: Sequence[Item]) -> list[Floats]:
         """Unit vectors ``(D,)``, each encoded when first asked for."""

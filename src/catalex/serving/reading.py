@@ -89,6 +89,11 @@ class Reader:
         """The texts of the bundle's items."""
         return [item_text(row, self.text_options) for row in self.rows]
 
+    def forget(self) -> None:
+        """Let go of the bundle's rows and texts, which are read again where somebody asks."""
+        for name in ("rows", "catalogue_texts"):
+            vars(self).pop(name, None)
+
     @property
     def can_place(self) -> bool:
         """Whether new items can be given identifiers."""

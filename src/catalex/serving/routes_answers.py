@@ -132,7 +132,11 @@ def _recommended(answer: Answer) -> wire.Recommended:
         pairs = zip(answer.item.identifier, answer.steps, strict=True)
         path = [wire.Step(code=code, probability=math.exp(step)) for code, step in pairs]
     found: wire.Recommended = wire.Recommended.of(
-        answer.item, score=answer.score, probability=math.exp(answer.score), path=path
+        answer.item,
+        newcomer=answer.newcomer,
+        score=answer.score,
+        probability=math.exp(answer.score),
+        path=path,
     )
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,10 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 import catalex
+from catalex.artifacts import read_parquet
+from catalex.data import columns as c
 from catalex.serving import wire
+from catalex.serving.items import Selection
 from catalex.serving.problem import busy
 from catalex.serving.service import Served, Service
 from catalex.serving.swap import Swap
@@ -32,7 +35,14 @@ def state_routes(service: Service) -> APIRouter:
     async def ready() -> dict[str, Any]:
         if not service.ready:
             raise busy("The service is starting or ending.", 503)
-        return {"status": "ready", "model": service.present.name}
+        silence = service.silence()
+        if silence >= service.options.stale:
+            raise busy(f"The store has not answered for {silence:.0f} s; items may be out of date.", 503)
+        return {
+            "status": "ready",
+            "model": service.present.name,
+            "store": "away" if silence else "answers",
+        }
 
     @routes.get(
         "/metrics",
@@ -95,11 +105,6 @@ def model_routes(service: Service, swap: Swap) -> APIRouter:
 
 def _about(served: Served) -> dict[str, Any]:
     catalogue = served.catalogue
-    categories: Counter[str] = Counter()
-    attributes: Counter[str] = Counter()
-    for item in catalogue:
-        categories.update(item.categories)
-        attributes.update(item.attributes)
     return {
         "model": served.name,
         "domain": catalogue.bundle.manifest["domain"],
@@ -108,8 +113,8 @@ def _about(served: Served) -> dict[str, Any]:
         "revision": catalogue.revision,
         "levels": list(catalogue.vocabulary.space.sizes),
         "new_items": (catalogue.bundle.folder / "tokenizer").is_dir(),
-        "categories": sorted(name for name, _ in categories.most_common(MOST)),
-        "attributes": sorted(name for name, _ in attributes.most_common(20)),
+        "categories": sorted(islice(catalogue.categories(), MOST)),
+        "attributes": sorted(islice(catalogue.attribute_counts(), 20)),
     }
 
 
@@ -137,7 +142,7 @@ def _identifier_health(served: Served) -> dict[str, Any]:
         }
         for depth, group in enumerate(groups, 1)
     ]
-    first = len(served.catalogue.bundle.titles)
-    added = sum(item.number >= first for item in served.catalogue)
+    first = len(read_parquet(served.catalogue.bundle.folder / c.ITEMS_FILE, [c.ITEM_ID]))
+    added = int(served.catalogue.allowed(Selection())[first:].sum())
     room = items / float(np.prod(np.array(sizes, float)))
     return {"items": items, "added": added, "room": room, "levels": levels, "depths": depths}

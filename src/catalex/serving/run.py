@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from catalex.errors import user_error
+from catalex.errors import CatalexError, user_error
 from catalex.pipelines.recipe import Recipe
 from catalex.progress import say
 from catalex.serving.app import build_app
@@ -105,7 +105,8 @@ def make_server(front: FrontDoor, options: ServeOptions) -> uvicorn.Server:
 
 
 def serve_recipe(recipe: Recipe) -> None:
-    """Serve the bundle of the first evaluated domain that has one.
+    """Serve the bundle of the first evaluated domain that has one, at any port where the usual one is taken:
+    nobody chose it, and hours may have gone into the run.
 
     Raises:
         CatalexError: When the recipe's recommender does not go into bundles.
@@ -118,7 +119,12 @@ def serve_recipe(recipe: Recipe) -> None:
             place=recipe.folder,
             remedy="use recommender t5 over identifiers",
         )
-    serve(made[0], ServeOptions())
+    options = ServeOptions()
+    try:
+        bound(options.host, options.port).close()
+    except CatalexError:
+        options = ServeOptions(port=0)
+    serve(made[0], options)
 
 
 class _Server(uvicorn.Server):

@@ -38,14 +38,16 @@ def seed(store: Store, reader: Reader) -> None:
     check_domain(store.domain(), domain, store.place)
     if store.knows(generation):
         return
-    known = {record.key for record in bundled(reader)}
+    own = bundled(reader)
+    known = {record.key for record in own}
     strangers = [r for r in store.changes(generation, 0)[1] if r.live and r.key not in known]
     vectors = vectors_of(store, reader, strangers)  # before the lock is taken: it may take long
     with store.writing() as writer:
         check_domain(writer.domain, domain, store.place)
         if writer.domain is None:
             writer.seed(domain)
-        _introduce(writer, store, reader, generation, vectors)
+        _introduce(writer, store, reader, generation, own, vectors)
+    reader.forget()
 
 
 def bundled(reader: Reader) -> list[Record]:
@@ -101,18 +103,22 @@ def settle(
 
 
 def _introduce(
-    writer: Writer, store: Store, reader: Reader, generation: str, vectors: Mapping[int, Floats]
+    writer: Writer,
+    store: Store,
+    reader: Reader,
+    generation: str,
+    bundled: Sequence[Record],
+    vectors: Mapping[int, Floats],
 ) -> None:
     """Fill in a generation for every item of the store."""
     records = writer.changes(generation, 0)
     if any(record.codes is not None for record in records):
         return  # another process was faster
     latest = {record.key: record for record in records}  # by number: the live one, or the last removed
-    shelf = Shelf(reader.bundle.identifiers.space.levels)
     new: list[Record] = []
     live: dict[int, tuple[int, ...]] = {}
     past: dict[int, tuple[int, ...]] = {}
-    for own in bundled(reader):
+    for own in bundled:
         assert own.codes is not None
         if own.key not in latest:
             new.append(own)
@@ -122,15 +128,18 @@ def _introduce(
     writer.identify(generation, live, touch=True)
     writer.identify(generation, past, held=False)
     inserted = writer.insert(new, generation, {})
-    for number, codes in [*live.items(), *((r.number, r.codes) for r in inserted)]:
-        assert codes is not None
-        shelf.put(Item(f"#{number}", number, codes, "", ""))
     unplaced = [r for r in records if r.live and r.number not in live]
+    if not unplaced:
+        return
     if not reader.can_place:
         if unplaced:
             say(f"warning: {len(unplaced):,} items of the store have no identifier in this bundle, which "
                 "has no tokenizer; they are not recommended")  # fmt: skip
         return
+    shelf = Shelf(reader.bundle.identifiers.space.levels)
+    for number, codes in [*live.items(), *((r.number, r.codes) for r in inserted)]:
+        assert codes is not None
+        shelf.put(Item(f"#{number}", number, codes, "", ""))
     late = [r for r in unplaced if r.number not in vectors]
     known_vectors = {r.number: vectors[r.number] for r in unplaced if r.number in vectors}
     settle(writer, reader, generation, shelf, {**known_vectors, **vectors_of(store, reader, late)})

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,11 +61,18 @@ class Served:
 
 @dataclass(frozen=True)
 class Answer:
-    """One recommendation: an item, its log-probability, and those of its codes where they were asked for."""
+    """One recommendation.
+
+    Attributes:
+        score: Its log-probability; of a newcomer that of the item before it.
+        steps: Log-probabilities of its codes, where they were asked for.
+        newcomer: Whether it stands in a place kept for newcomers, chosen by its content.
+    """
 
     item: Item
     score: float
     steps: tuple[float, ...] | None = None
+    newcomer: bool = False
 
 
 class Service:
@@ -88,6 +96,8 @@ class Service:
         self._taking = threading.Lock()
         self._over = threading.Event()
         self.present = self.load(bundle)
+        self._heard = time.monotonic()  # of the store, last
+        self._in_touch = True
         self._poller = threading.Thread(target=self._poll, name="catalex-poll", daemon=True)
         self._poller.start()
         self.ready = True
@@ -118,7 +128,10 @@ class Service:
         catalogue.recommend([catalogue.vocabulary.eos], 1)
         batcher = SelectingBatcher(catalogue, largest=o.batch_size, patience=o.batch_wait)
         newcomers = Newcomers(catalogue, share=o.newcomers) if o.newcomers else None
-        return Served(folder.resolve().name, catalogue, batcher, Neighbourhood(catalogue), newcomers)
+        catalogue.search("", 1)
+        neighbourhood = Neighbourhood(catalogue)
+        neighbourhood.prepare()
+        return Served(folder.resolve().name, catalogue, batcher, neighbourhood, newcomers)
 
     @contextmanager
     def using(self) -> Iterator[Served]:
@@ -201,17 +214,26 @@ class Service:
             for number, score in zip(found, scores, strict=True)
             if (item := catalogue.numbered(number)) is not None and math.isfinite(score)
         ]
+        by_model = {item.number for item, _ in pairs[:k]}
         if served.newcomers is None:
             pairs = pairs[:k]
         else:
             mix, best = served.newcomers.mix, pairs
             passed = [*excluded, *(one for one in history if isinstance(one, str))]  # these may not come out
             pairs = await self.read(lambda: mix(best, passed, k, selection))
-        if not explain or not pairs:
-            return [Answer(item, score) for item, score in pairs]
-        identifiers = [item.identifier for item, _ in pairs]
-        steps = await self.read(lambda: step_log_probabilities(catalogue, tokens, identifiers))
-        return [Answer(item, score, step) for (item, score), step in zip(pairs, steps, strict=True)]
+        steps: Sequence[tuple[float, ...] | None] = [None] * len(pairs)
+        if explain and pairs:
+            identifiers = [item.identifier for item, _ in pairs]
+            steps = await self.read(lambda: step_log_probabilities(catalogue, tokens, identifiers))
+        return [
+            Answer(item, score, step, newcomer=item.number not in by_model)
+            for (item, score), step in zip(pairs, steps, strict=True)
+        ]
+
+    def silence(self) -> float:
+        """Seconds since the store answered last, 0 while it does in time. The catalogue may be as old."""
+        passed = time.monotonic() - self._heard
+        return 0.0 if self._in_touch and passed < 1 + 2 * self.options.poll else passed
 
     def observe(self) -> None:
         """Bring the gauges up to date."""
@@ -221,15 +243,23 @@ class Service:
         self.metrics.batches.set(served.batcher.batches)
         self.metrics.model.clear()
         self.metrics.model.labels(served.name).set(1)
-        self.metrics.ready.set(self.ready)
+        silence = self.silence()
+        self.metrics.silence.set(silence)
+        self.metrics.ready.set(self.ready and silence < self.options.stale)
 
     def _poll(self) -> None:
         while not self._over.wait(self.options.poll):
             try:
                 with self.using() as served:
                     served.catalogue.poll()
+                self._heard = time.monotonic()
+                if not self._in_touch:
+                    log.warning("the store answers again")
+                self._in_touch = True
             except Exception as error:  # the store may be away for a while; the next round asks again
-                log.warning("changes of other replicas cannot be read now: %s", type(error).__name__)
+                if self._in_touch:
+                    log.warning("changes of other replicas cannot be read now: %s", type(error).__name__)
+                self._in_touch = False
 
 
 def step_log_probabilities(

@@ -74,6 +74,9 @@ class ServeOptions(Options):
     while a batch is searched gather without any wait."""
     poll: Seconds = 0.25
     """How often changes by other replicas are looked for; they have to be seen within a second."""
+    stale: Seconds = 30.0
+    """Without the store the service goes on recommending what it knew, and refuses changes; after so long
+    ``/ready`` says 503, so that callers go where the catalogue is up to date. A database restarts in less."""
     drain: Annotated[float, Field(ge=0)] = 0.0
     """After SIGTERM: how long to go on as before, but not ready, so that load balancers turn away."""
     drain_timeout: Seconds = 20.0

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from catalex.serving.items import Item, Selection
+from catalex.serving.titles import Titles
 from catalex.types import Bools, Codes, Doubles, Ints
 
 ROOM = 1024
@@ -29,7 +30,7 @@ class Shelf:
     def __init__(self, levels: int) -> None:
         self.levels = levels
         self._items: list[Item | None] = []
-        self._folded: list[str] = []  # what a search looks into; "" for no item
+        self.titles = Titles(self._items)
         self._numbers: dict[str, int] = {}
         self._former: dict[str, tuple[int, ...]] = {}  # identifiers of removed items by key
         self._live: Bools = np.zeros(ROOM, bool)
@@ -74,7 +75,8 @@ class Shelf:
         self._grow(item.number + 1)
         number = item.number
         self._items[number] = item
-        self._folded[number] = f"{item.title}\n{item.key}".casefold()
+        if old is None or old.title != item.title:
+            self.titles.changed(number)
         self._numbers[item.key] = number
         self._live[number], self._in_stock[number] = True, item.in_stock
         self._codes[number] = item.identifier
@@ -93,7 +95,8 @@ class Shelf:
         if item is None:
             return None
         self._forget(item)
-        self._items[number], self._folded[number] = None, ""
+        self._items[number] = None
+        self.titles.changed(number)
         self._live[number] = False
         if self._numbers.get(item.key) == number:
             del self._numbers[item.key]
@@ -118,7 +121,6 @@ class Shelf:
         missing = size - len(self._items)
         if missing > 0:
             self._items.extend([None] * missing)
-            self._folded.extend([""] * missing)
         more = max(size, 2 * len(self._live)) - len(self._live)
         if size > len(self._live):
             self._live = np.concatenate([self._live, np.zeros(more, bool)])
@@ -202,25 +204,14 @@ class Shelf:
                 mask &= values[:size] <= largest
         return mask
 
-    def search(self, words: str, limit: int) -> list[Item]:
-        """Items whose title or key has every word; those whose title begins with the first come first."""
-        wanted = words.casefold().split()
-        if limit < 1:
-            return []
-        first: list[int] = []
-        later: list[int] = []
-        for number, folded in enumerate(self._folded):
-            if folded and all(word in folded for word in wanted):
-                begins = not wanted or folded.startswith(wanted[0])
-                (first if begins else later).append(number)
-                if len(first) == limit:
-                    break
-        found = [self._items[number] for number in (first + later)[:limit]]
-        return [item for item in found if item is not None]
-
     def categories(self) -> dict[str, int]:
         """Names of all categories with the number of their items, the largest first."""
         counts = {name: len(members) for name, members in self._categories.items()}
+        return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def attribute_counts(self) -> dict[str, int]:
+        """Names of all attributes that an item has, with the number of their items, the largest first."""
+        counts = {name: int((~np.isnan(values)).sum()) for name, values in self._attributes.items()}
         return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def attribute_ranges(self) -> dict[str, tuple[float, float]]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Self
 
 import sqlalchemy as sa
@@ -292,13 +293,19 @@ def _record(row: sa.RowMapping) -> Record:
         row["revision"],
         row["title"],
         row["text"],
-        tuple(json.loads(row["categories"])),
+        _names(row["categories"]),
         row["in_stock"],
-        json.loads(row["attributes"]),
+        json.loads(row["attributes"]) if row["attributes"] != "{}" else {},
         row["has_image"],
         row["digest"],
-        None if row["codes"] is None else tuple(int(code) for code in row["codes"].split()),
+        None if row["codes"] is None else tuple(map(int, row["codes"].split())),
     )
+
+
+@lru_cache(maxsize=10_000)
+def _names(written: str) -> tuple[str, ...]:
+    """Categories; many items have the same."""
+    return tuple(json.loads(written))
 
 
 def _values(record: Record) -> dict[str, object]:

@@ -282,8 +282,13 @@ class Step(Told):
 
 
 class Recommended(ItemOut):
-    """An item, its log-probability, and that as a probability."""
+    """An item, its log-probability, and that as a probability.
 
+    A newcomer stands in a place kept for items that came since the bundle was made: it was chosen by its
+    content, and its score and probability are those of the item before it.
+    """
+
+    newcomer: bool = False
     score: float
     probability: float
     path: list[Step] | None = None

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from catalex.models import packed_triton, t5_packed
 from catalex.models.packed_ops import Groups, TorchOps, kept
+from catalex.models.packed_rows import Rows
 from catalex.models.t5 import IGNORE, PAD, T5, T5Options
 from catalex.models.t5_packed import packed_loss
 from support.packed import Example, grouped, in_rows, padded, random_examples
@@ -198,3 +200,89 @@ def test_tokens_attend_within_their_example_alone() -> None:
     assert after[2] != before[2]
     assert [after[i] for i in (0, 1, 3)] == pytest.approx([before[i] for i in (0, 1, 3)], rel=1e-6)
     assert PAD not in examples[0].tokens
+
+
+NO_KERNELS: dict[str, dict[str, Any]] = {
+    "a CPU": {"device": "cpu"},
+    "Triton is not installed": {"installed": False},
+    "a device with little shared memory": {"capability": (8, 9)},
+    "a width that is no power of two": {"options": T5Options(hidden=96)},
+    "a narrow head": {"options": T5Options(preset="mini", head_width=8)},
+    "a wide head": {"options": T5Options(preset="tiger", head_width=256)},
+    "an odd feed-forward block": {"options": T5Options(preset="tiger", feed_forward=1000)},
+    "more layers than dropout seeds": {"options": T5Options(preset="tiger", layers=17)},
+    "long histories": {"capacity": 256},
+}
+
+
+def kernels_run(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> bool:
+    """What `runs` says about a device that is not here."""
+    found: dict[str, Any] = {"device": "cuda", "installed": True, "capability": (9, 0), "capacity": 64}
+    found |= {"options": T5Options(preset="tiger"), **changes}
+    monkeypatch.setattr(packed_triton, "available", lambda: found["installed"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: found["capability"])
+    return packed_triton.runs(found["options"], found["capacity"], torch.device(found["device"]))
+
+
+def test_the_kernels_run_on_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernels_run(monkeypatch)
+    assert kernels_run(monkeypatch, options=T5Options(preset="mtg"), capacity=128)
+    assert kernels_run(monkeypatch, options=T5Options(preset="mini"))
+    assert kernels_run(monkeypatch, options=T5Options(preset="tiger", layers=16))
+
+
+@pytest.mark.parametrize("why", NO_KERNELS)
+def test_the_kernels_do_not_run_where_they_cannot(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not kernels_run(monkeypatch, **NO_KERNELS[why])
+
+
+def test_a_pass_has_the_dropout_sites_that_are_counted() -> None:
+    """Each operation of `TritonOps` takes its sites; the formula in `suits` counts them."""
+    for layers in (1, 2, 5):
+        sites = CountedSites(0.0, 2, torch.float32)
+        network = T5(VOCABULARY, T5Options(layers=layers, hidden=32, feed_forward=64, heads=2, head_width=16))
+        with pytest.MonkeyPatch.context() as patched:
+            batch = in_rows(random_examples([3, 5], VOCABULARY, 0), 64)
+            patched.setattr(t5_packed, "_ops", lambda *_, batch=batch, sites=sites: (sites, Rows.of(batch)))
+            packed_loss(network, batch)
+        assert sites.taken == 6 + 15 * layers
+
+
+class CountedSites(TorchOps):
+    """Plain torch that counts the sites that `TritonOps` would take: two in `add_norm`, one elsewhere."""
+
+    taken = 0
+
+    def embed(self, *arguments: Any) -> Tensor:
+        self.taken += 1
+        return super().embed(*arguments)
+
+    def add_norm(self, *arguments: Any, last: bool = False) -> tuple[Tensor, Tensor]:
+        self.taken += 2
+        return super().add_norm(*arguments, last=last)
+
+    def feed_forward(self, *arguments: Any) -> Tensor:
+        self.taken += 1
+        return super().feed_forward(*arguments)
+
+    def self_attention(self, *arguments: Any) -> Tensor:
+        self.taken += 1
+        return super().self_attention(*arguments)
+
+    def cross_attention(self, *arguments: Any) -> Tensor:
+        self.taken += 1
+        return super().cross_attention(*arguments)
+
+
+def test_rows_fall_back_to_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = in_rows(random_examples([3, 9, 1], VOCABULARY, 0), 64)
+    asked: list[tuple[int, str]] = []
+
+    def no(_: T5Options, capacity: int, device: torch.device) -> bool:
+        asked.append((capacity, device.type))
+        return False
+
+    monkeypatch.setattr(t5_packed, "runs", no)
+    monkeypatch.setattr(t5_packed, "TritonOps", None)  # calling it would fail
+    assert torch.isfinite(packed_loss(model(), batch))
+    assert asked == [(64, "cpu")]

@@ -14,6 +14,7 @@ from transformers import T5ForConditionalGeneration
 from catalex.artifacts import read_json, write_json
 from catalex.data.histories import Cases, Histories
 from catalex.errors import CatalexError
+from catalex.recommenders import generative
 from catalex.recommenders.base import sampled
 from catalex.recommenders.generative import Generative, GenerativeOptions
 from catalex.tokenizers.base import CodeSpace
@@ -218,3 +219,52 @@ def test_the_search_of_a_catalogue_stays_and_follows_the_weights(saved: Path) ->
     assert (after.scores != before.scores).all()
     recommender.bind(OTHER)
     assert recommender._resident is None
+
+
+PACKS = [
+    ("auto", "auto", "cpu", False, True),
+    ("auto", "auto", "cuda", True, True),
+    ("auto", "bf16", "cuda:1", True, True),
+    ("auto", "auto", "cuda", False, False),
+    ("auto", "fp32", "cuda", True, False),
+    ("packed", "fp32", "cuda", False, True),
+    ("length-classes", "auto", "cuda", True, False),
+    ("length-classes", "auto", "cpu", True, False),
+]
+
+
+@pytest.mark.parametrize(("batching", "precision", "device", "kernels", "packs"), PACKS)
+def test_auto_packs_on_a_cpu_and_where_the_kernels_run(
+    batching: str, precision: str, device: str, kernels: bool, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def runs(_: Any, capacity: int, where: torch.device) -> bool:
+        asked.append((capacity, str(where)))
+        return kernels
+
+    monkeypatch.setattr(generative, "runs", runs)
+    recommender = make(training={"batching": batching, "precision": precision}, max_history=40)
+    recommender.device = device
+    assert recommender._packs() is packs
+    # 40 items and the end token do not fit into 64 places
+    wanted = [(128, device)] if batching == "auto" and device != "cpu" else []
+    assert asked == wanted
+
+
+def test_packed_and_padded_batches_are_what_fit_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of a batch tells which way was taken."""
+    for batching, packs in (("auto", True), ("packed", True), ("length-classes", False)):
+        keys: set[str] = set()
+        loss = generative._loss
+
+        def seen(model: Any, batch: Any, *more: Any, keys: set[str] = keys, loss: Any = loss) -> Any:
+            keys.update(batch)
+            return loss(model, batch, *more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(generative, "_loss", seen)
+            make(training={**OPTIONS["training"], "epochs": 1, "batching": batching}).fit(
+                [RING], seed=0, device="cpu"
+            )
+        assert ("widths" in keys) is packs

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ pytest.importorskip("sklearn", reason="needs the extra 'text'")
 
 from catalex.client import Client, ServiceError
 from catalex.features import ItemContent
+from catalex.serving.connection import StoreUnavailableError
 from catalex.serving.service import Service
 from support.live import ITEMS, small_bundle
 from support.service import Running, running
@@ -127,6 +129,17 @@ def test_a_share_of_the_list_is_kept_for_newcomers(tmp_path: Path) -> None:
         names = [item["key"] for item in client.recommend(keys[:2], 10)]
         assert sum(name.startswith("new-") for name in names) >= 2
         assert len(set(names)) == 10
+        listed = client.recommend(keys[:2], 10, explain=True)
+        marked = [item for item in listed if item["newcomer"]]
+        assert {item["key"] for item in marked} <= {one["key"] for one in new}
+        assert [item["newcomer"] for item in listed] == [False] * (10 - len(marked)) + [True] * len(marked)
+        before = listed[9 - len(marked)]
+        assert {item["score"] for item in marked} == {before["score"]}, "that of the item before"
+        own = [math.prod(step["probability"] for step in item["path"]) for item in listed]
+        assert own[0] == pytest.approx(listed[0]["probability"], rel=1e-3)
+        assert all(value < before["probability"] for value in own[10 - len(marked) :]), "the model's own"
+        assert not any(item["newcomer"] for item in client.recommend([keys[0]], 4)), "no place in so few"
+        assert "newcomer" in found.http.get("/openapi.json").text
         fewer = [item["key"] for item in client.recommend(keys[:2], 10, exclude=["new-0", "new-1", "new-2"])]
         assert {name for name in fewer if name.startswith("new-")} == {"new-3"}
 
@@ -309,6 +322,36 @@ def test_a_failure_inside_tells_no_reason(shop: Running, monkeypatch: pytest.Mon
 
 
 # --- about the service --------------------------------------------------------------------------------------
+
+
+def test_readiness_tells_of_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(small_bundle(tmp_path / "shop"), poll=0.02, stale=0.6) as found:
+        catalogue = found.service.present.catalogue
+        key = catalogue.search("", 1)[0].key
+        assert found.http.get("/ready").json()["store"] == "answers"
+
+        def away(*_: object, **__: object) -> int:
+            raise StoreUnavailableError("postgresql://shop: gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(catalogue.store, "revision", away)
+            wait_for(lambda: found.http.get("/ready").json().get("store") == "away")
+            assert found.post("/v1/recommend", {"history": [key]}).status_code == 200
+            wait_for(lambda: found.http.get("/ready").status_code == 503)
+            assert "has not answered" in message(found.http.get("/ready"), 503)
+            assert "catalex_ready 0.0" in found.http.get("/metrics").text
+            assert found.http.get("/health").status_code == 200, "restarting it would not help"
+            assert found.post("/v1/recommend", {"history": [key]}).status_code == 200
+        wait_for(lambda: found.http.get("/ready").status_code == 200)
+        assert found.http.get("/ready").json()["store"] == "answers"
+        assert "catalex_store_silence_seconds 0.0" in found.http.get("/metrics").text
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_readiness_and_metrics(shop: Running, client: Client, keys: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from catalex.models.t5 import IGNORE, PAD, T5, T5Options
 from catalex.models.t5_packed import packed_loss
 from catalex.training import packed_examples
 from catalex.training.examples import PrefixExamples, TokenTable
+from catalex.training.loop import Batch, TrainingOptions, train
 from catalex.training.packed_examples import Layout, PackedExamples
 
 EOS, LEVELS = 25, 2
@@ -142,37 +144,70 @@ def test_two_domains_mix_as_in_the_plain_batches() -> None:
     assert counts / counts.sum() == pytest.approx([0.75, 0.25], abs=0.02)
 
 
-@pytest.mark.gpu
-def test_captured_steps_repeat_to_the_bit_and_learn_as_plain_ones() -> None:
-    """Two runs of one seed on CUDA, where steps are replayed graphs of kernels, and the plain modules."""
-    from catalex.training.loop import Batch, TrainingOptions, train
+UNLEARNED = math.log(EOS + 1)
+"""Loss of a network that knows nothing: all tokens are equally likely."""
 
+
+def learned(
+    device: str, *, fused: bool, layout: Layout | None = None, seed: int = 0, wrong: bool = False
+) -> tuple[float, torch.Tensor]:
+    """Mean loss of the last of six epochs on a ring of items, and the weights after it.
+
+    `wrong` gives every example the labels of its neighbour in the batch.
+    """
     random = np.random.default_rng(0)
     sequences = [[int(s + i) % 12 for i in range(6)] for s in random.integers(0, 12, 200)]
     options = TrainingOptions(epochs=6, batch_size=64, learning_rate=3e-3, clip_norm=1.0)
+    torch.manual_seed(seed)
+    sizes = T5Options(layers=2, hidden=64, feed_forward=128, heads=2, head_width=32, dropout=0.1)
+    model = T5(EOS + 1, sizes)
+    examples = PrefixExamples.build(
+        TokenTable([TOKENS], EOS, device),
+        [Histories.from_lists(sequences)],
+        max_history=4,
+        batch_size=64,
+        seed=seed,
+    )
 
-    def run(*, fused: bool) -> tuple[torch.Tensor, float]:
-        torch.manual_seed(0)
-        sizes = T5Options(layers=2, hidden=64, feed_forward=128, heads=2, head_width=32, dropout=0.1)
-        model = T5(EOS + 1, sizes)
-        table = TokenTable([TOKENS], EOS, "cuda")
-        examples = PrefixExamples.build(
-            table, [Histories.from_lists(sequences)], max_history=4, batch_size=64, seed=0
-        )
-
-        def loss(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
-            assert isinstance(network, T5)
-            if fused:
-                return packed_loss(network, batch)
+    def loss(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        assert isinstance(network, T5)
+        if not fused:
             return network.loss(batch["tokens"], batch["labels"])
+        labels = batch["labels"].roll(1, 0) if wrong else batch["labels"]
+        return packed_loss(network, {**batch, "labels": labels})
 
-        report = train(
-            model, plan=PackedExamples(examples).plan if fused else examples.plan, loss=loss,
-            validate=lambda m: 0.0, options=options, seed=0, device="cuda", partial=None, name="test",
-        )  # fmt: skip
-        return torch.cat([p.detach().flatten() for p in model.parameters()]), report.curves["loss"][-1]
+    report = train(
+        model, plan=PackedExamples(examples, layout).plan if fused else examples.plan, loss=loss,
+        validate=lambda m: 0.0, options=options, seed=seed, device=device, partial=None, name="test",
+    )  # fmt: skip
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return report.curves["loss"][-1], weights
 
-    weights, last = run(fused=True)
-    again, _ = run(fused=True)
-    assert torch.equal(weights, again)
-    assert last == pytest.approx(run(fused=False)[1], rel=0.15)
+
+def assert_learned_alike(one: float, other: float) -> None:
+    """Both learned nearly all that there is, and are apart by little of it.
+
+    Batches and dropout differ between the ways, so the last losses are two draws, some hundredths each: how
+    near they are is judged against what was to be learned, not against what is left.
+    """
+    assert max(one, other) < 0.05 * UNLEARNED
+    assert abs(one - other) < 0.015 * UNLEARNED
+
+
+@pytest.mark.gpu
+def test_captured_steps_repeat_to_the_bit_and_learn_as_plain_ones() -> None:
+    """Two runs of one seed on CUDA, where steps are replayed graphs of kernels, and the plain modules."""
+    last, weights = learned("cuda", fused=True)
+    again, same = learned("cuda", fused=True)
+    assert last == again
+    assert torch.equal(weights, same)
+    assert_learned_alike(last, learned("cuda", fused=False)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["groups", "rows"])
+def test_packed_steps_learn_as_plain_ones(layout: Layout) -> None:
+    plain = learned("cpu", fused=False)[0]
+    assert_learned_alike(learned("cpu", fused=True, layout=layout)[0], plain)
+    with pytest.raises(AssertionError):
+        assert_learned_alike(learned("cpu", fused=True, layout=layout, wrong=True)[0], plain)

@@ -33,7 +33,7 @@ function facts(item) {
   const lines = [
     ["Item id", item.key],
     ["Identifier", codes(item.identifier)],
-    ["Category", item.category],
+    ["Categories", (item.categories ?? []).join(", ")],
     ["In stock", item.in_stock ? "yes" : "no"],
     ...Object.entries(item.attributes ?? {}).map(([name, value]) => [name, String(value)]),
   ];

@@ -40,8 +40,10 @@ function steps(item) {
     make("span", { class: "codes" }, String(code)),
     make("meter", { min: 0, max: 1, value: probability, "aria-label": `probability of code ${code}` }),
     percent(probability)));
-  return make("div", { class: "steps" }, ...made,
-    make("span", { class: "score" }, `together ${percent(item.probability)}, score ${item.score.toFixed(2)}`));
+  const product = item.path.reduce((sofar, { probability }) => sofar * probability, 1);
+  const said = item.newcomer ? `new: chosen by its content; the model gives it ${percent(product)}`
+    : `together ${percent(item.probability)}, score ${item.score.toFixed(2)}`;
+  return make("div", { class: "steps" }, ...made, make("span", { class: "score" }, said));
 }
 
 async function recommend() {
@@ -60,7 +62,7 @@ async function recommend() {
     byId("recommended").replaceChildren(...items.map((item) => make("li", {},
       make("div", { class: "line" },
         make("button", { type: "button", class: "name", onclick: () => open(item.key) },
-          thumbnail(item), make("span", {}, item.title)),
+          thumbnail(item), make("span", {}, item.title), item.newcomer ? make("span", { class: "new" }, "new") : null),
         make("button", { type: "button", "aria-label": `Add to the history: ${item.title}`, title: "Add to the history",
           onclick: () => addToHistory(item) }, "+")),
       steps(item))));
