@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -25,9 +22,9 @@ from catalex.errors import CatalexError
 from catalex.serving.run import serve
 from catalex.serving.settings import parse_options
 from support.live import small_bundle
+from support.served import served_by
 
 COMMAND = [sys.executable, "-m", "catalex", "serve"]
-READY = re.compile(r"catalex answers at (http://\S+)")
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +32,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_bundle(tmp_path_factory.mktemp("serve") / "shop")
 
 
-@contextmanager
-def served(bundle: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The process, its address, and its lines."""
-    process = subprocess.Popen(
-        [*COMMAND, str(bundle), "--port", "0", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    lines: list[str] = []
-    told = threading.Event()
-
-    def read() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            if READY.search(line):
-                told.set()
-        told.set()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        assert told.wait(60)
-        found = READY.search("".join(lines))
-        assert found is not None, lines
-        yield process, found[1].replace("localhost", "127.0.0.1"), lines
-    finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        assert process.stderr is not None
-        process.stderr.close()
+def served(
+    bundle: Path, *arguments: str
+) -> AbstractContextManager[tuple[subprocess.Popen[str], str, list[str]]]:
+    return served_by(["serve", str(bundle), "--port", "0", *arguments])
 
 
 @pytest.mark.slow
