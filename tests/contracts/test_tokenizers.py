@@ -320,7 +320,10 @@ def test_domains_that_cannot_be_learned_from_are_refused(
     name: str, domains: list[TokenizerDomain], message: str
 ) -> None:
     if name in WITHOUT_CODEBOOK and "fewer items" in message:
-        pytest.skip("codes that are not learned need no items")
+        tokenizer = make_tokenizer({"name": name, **SETTINGS[name]})
+        tokenizer.fit(domains, seed=0, device="cpu")
+        assert len(tokenizer.encode(domains[0].vectors)) == len(domains[0].vectors)
+        return
     with pytest.raises(CatalexError, match=message):
         make_tokenizer({"name": name, **SETTINGS[name]}).fit(domains, seed=0, device="cpu")
 

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from catalex.errors import user_error
 from catalex.quantize import in_blocks
 from catalex.tokenizers.base import LatentTokenizer
 from catalex.tokenizers.folder import WEIGHTS_FILE, Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.normalise import Normaliser
-from catalex.tokenizers.training_set import check_vectors
+from catalex.tokenizers.training_set import checked_rows, untrained
 from catalex.types import Floats
 
 
@@ -101,15 +100,11 @@ class AutoencoderTokenizer(LatentTokenizer, Generic[N]):
 
     def _trained(self) -> tuple[N, Normaliser]:
         if self.network is None or self.normaliser is None:
-            raise user_error(
-                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
-            )
+            raise untrained(self.name)
         return self.network, self.normaliser
 
     def _rows(self, vectors: Floats) -> Tensor:
         """Checked vectors ``(N, D)`` as a tensor."""
         self._trained()
         assert self.training is not None
-        check_vectors(vectors, self.training.width, "vectors to tokenize")
-        # a copy only where PyTorch needs one: of other types, and of memory that is read-only
-        return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))
+        return checked_rows(vectors, self.training.width)

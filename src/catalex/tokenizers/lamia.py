@@ -31,7 +31,7 @@ from catalex.tokenizers.base import CodeSpace, ContentTokenizer, TokenizerDomain
 from catalex.tokenizers.epochs import train_epochs
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.lamia_network import KEEP, VECTORS, WORDS, LamiaNetwork
-from catalex.tokenizers.training_set import check_domains, check_vectors
+from catalex.tokenizers.training_set import check_domains, check_vectors, untrained
 from catalex.training.loop import TrainingOptions
 from catalex.types import JSON, Codes, Floats, Ints
 
@@ -326,7 +326,7 @@ class Lamia(ContentTokenizer):
 
     def _trained(self) -> LamiaNetwork:
         if self.network is None:
-            raise user_error("the tokenizer has not been trained", place=self.name, remedy="call fit or load")
+            raise untrained(self.name)
         return self.network
 
     # --- folder ---------------------------------------------------------------------------------------------

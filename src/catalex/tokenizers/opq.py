@@ -24,7 +24,13 @@ from catalex.quantize import in_blocks
 from catalex.quantize.opq import ProductQuantizer, assign, product_round, product_start
 from catalex.tokenizers.base import CodeSpace, Tokenizer, TokenizerDomain
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
-from catalex.tokenizers.training_set import Balance, check_domains, check_vectors, pooled
+from catalex.tokenizers.training_set import (
+    Balance,
+    check_domains,
+    checked_rows,
+    pooled,
+    untrained,
+)
 from catalex.types import JSON, Codes, Floats
 
 STATE_FILE = "quantizer.safetensors"
@@ -139,15 +145,12 @@ class OPQ(Tokenizer):
 
     def _quantizer(self) -> ProductQuantizer:
         if self.quantizer is None:
-            raise user_error(
-                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
-            )
+            raise untrained(self.name)
         return self.quantizer
 
     def _rows(self, vectors: Floats) -> Tensor:
         assert self.training is not None
-        check_vectors(vectors, self.training.width, "vectors to tokenize")
-        return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))
+        return checked_rows(vectors, self.training.width)
 
 
 # --- states of a training -----------------------------------------------------------------------------------

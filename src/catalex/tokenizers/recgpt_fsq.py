@@ -23,7 +23,7 @@ from catalex.tokenizers.epochs import train_epochs
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.fsq_network import FSQNetwork
 from catalex.tokenizers.normalise import Normalisation, Normaliser
-from catalex.tokenizers.training_set import check_domains, check_vectors, pooled
+from catalex.tokenizers.training_set import check_domains, checked_rows, pooled, untrained
 from catalex.training.loop import TrainingOptions
 from catalex.types import JSON, Codes, Floats, Ints
 
@@ -208,14 +208,11 @@ class RecGPTFSQ(Tokenizer):
 
     def _trained(self) -> tuple[FSQNetwork, Normaliser]:
         if self.network is None or self.normaliser is None:
-            raise user_error(
-                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
-            )
+            raise untrained(self.name)
         return self.network, self.normaliser
 
     def _rows(self, vectors: Floats) -> Tensor:
         """Checked vectors ``(N, D)`` as a tensor."""
         self._trained()
         assert self.training is not None
-        check_vectors(vectors, self.training.width, "vectors to tokenize")
-        return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))
+        return checked_rows(vectors, self.training.width)

@@ -18,7 +18,6 @@ from pydantic import Field
 from torch import Tensor
 
 from catalex.artifacts import read_arrays, write_arrays
-from catalex.errors import user_error
 from catalex.options import Options
 from catalex.progress import Track
 from catalex.quantize import (
@@ -33,7 +32,13 @@ from catalex.quantize import (
 from catalex.tokenizers.base import CodeSpace, LatentTokenizer, ResidualPart, TokenizerDomain
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.normalise import Normalisation, Normaliser
-from catalex.tokenizers.training_set import Balance, check_domains, check_vectors, pooled
+from catalex.tokenizers.training_set import (
+    Balance,
+    check_domains,
+    checked_rows,
+    pooled,
+    untrained,
+)
 from catalex.types import JSON, Codes, Floats
 
 
@@ -186,14 +191,10 @@ class RQKMeans(LatentTokenizer):
 
     def _normaliser(self) -> Normaliser:
         if self.normaliser is None:
-            raise user_error(
-                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
-            )
+            raise untrained(self.name)
         return self.normaliser
 
     def _rows(self, vectors: Floats) -> Tensor:
         self._normaliser()
         assert self.training is not None
-        check_vectors(vectors, self.training.width, "vectors to tokenize")
-        # a copy only where PyTorch needs one: of other types, and of memory that is read-only
-        return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))
+        return checked_rows(vectors, self.training.width)

@@ -24,7 +24,7 @@ from catalex.tokenizers.base import CodeSpace, Tokenizer, TokenizerDomain
 from catalex.tokenizers.folder import WEIGHTS_FILE, Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.modalities import Modalities, check_text_width, unit
 from catalex.tokenizers.rqvae import RQVAE, RQVAEOptions
-from catalex.tokenizers.training_set import check_domains, check_vectors
+from catalex.tokenizers.training_set import check_domains, check_vectors, untrained
 from catalex.types import JSON, Codes, Floats
 
 
@@ -186,7 +186,5 @@ class TigerM(Tokenizer):
 
     def _trained(self) -> Modalities:
         if self.modalities is None:
-            raise user_error(
-                "the tokenizer has not been trained", place=self.name, remedy="call fit or load first"
-            )
+            raise untrained(self.name)
         return self.modalities

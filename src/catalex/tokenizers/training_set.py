@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from catalex.errors import user_error
+from catalex.errors import CatalexError, user_error
 from catalex.tokenizers.base import TokenizerDomain
 from catalex.types import Floats
 
@@ -80,6 +80,23 @@ def check_vectors(
             place=f"{place}, row {row}",
             remedy="embed the items again and check the text of that item",
         )
+
+
+def checked_rows(vectors: Floats, width: int) -> Tensor:
+    """Vectors ``(N, width)`` that are to be tokenized, as a float32 tensor.
+
+    They are copied only where PyTorch needs it: vectors of other types, and of memory that is read-only.
+
+    Raises:
+        CatalexError: See `check_vectors`.
+    """
+    check_vectors(vectors, width, "vectors to tokenize")
+    return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))
+
+
+def untrained(tokenizer: str) -> CatalexError:
+    """The error of a tokenizer that is used before it has learned anything."""
+    return user_error("the tokenizer has not been trained", place=tokenizer, remedy="call fit or load first")
 
 
 def pooled(domains: Sequence[TokenizerDomain], balance: Balance) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from catalex.quantize import in_blocks
 from catalex.tokenizers.base import CodeSpace, ContentTokenizer, TokenizerDomain
 from catalex.tokenizers.folder import Training, read_tokenizer, write_tokenizer
 from catalex.tokenizers.positives import Positives
-from catalex.tokenizers.training_set import check_domains, check_vectors
+from catalex.tokenizers.training_set import check_domains, check_vectors, untrained
 from catalex.tokenizers.utgrec_network import LatentShape, UTGRecNetwork
 from catalex.tokenizers.utgrec_options import UTGRecOptions
 from catalex.tokenizers.utgrec_training import Material, project_rows, train_utgrec
@@ -275,7 +275,7 @@ class UTGRec(ContentTokenizer):
 
     def _trained(self) -> UTGRecNetwork:
         if self.network is None:
-            raise user_error("the tokenizer has not been trained", place=self.name, remedy="call fit or load")
+            raise untrained(self.name)
         return self.network
 
     # --- folder ---------------------------------------------------------------------------------------------
