@@ -150,8 +150,13 @@ class Bundle:
             else "give source ids, or '#12' for item number 12",
         )
 
-    def recommend(self, history: Sequence[int], k: int = 10) -> list[Suggestion]:
+    def recommend(
+        self, history: Sequence[int], k: int = 10, *, exclude_history: bool = False
+    ) -> list[Suggestion]:
         """The `k` best next items after `history` (item ids, oldest first).
+
+        Args:
+            exclude_history: Recommend only what is not in the history.
 
         Raises:
             CatalexError: When the history is empty or k is not positive.
@@ -167,7 +172,8 @@ class Bundle:
                 remedy="ask for one item or more",
             )
         k = min(k, len(self.titles))  # a longer list cannot come, and would only cost memory
-        ranking = self.recommender.recommend(Histories.from_lists([list(history)]), k)
+        own = Histories.from_lists([list(history)])
+        ranking = self.recommender.recommend(own, k, own if exclude_history else None)
         codes = self.identifiers.of(self.manifest["domain"])
         return [
             Suggestion(int(item), self.titles[item], float(score), tuple(int(v) for v in codes[item]))

@@ -224,6 +224,7 @@ def recommend(
         ),
     ],
     k: Annotated[int, typer.Option("-k", help="Items wanted.")] = 10,
+    new_only: Annotated[bool, typer.Option("--new-only", help="Leave out the items of the history.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend the next items after a history, with titles and scores (log-probabilities)."""
@@ -231,7 +232,7 @@ def recommend(
 
     opened = Bundle.load(folder)
     items = [opened.item(name.strip()) for name in history.split(",") if name.strip()]
-    found = opened.recommend(items, k)
+    found = opened.recommend(items, k, exclude_history=new_only)
     if as_json:
         print(
             json.dumps(

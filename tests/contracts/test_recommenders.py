@@ -174,6 +174,40 @@ def test_ranks_are_places_in_the_list(fitted: Recommender) -> None:
     np.testing.assert_array_equal(ranks, worst)
 
 
+def without(cases: Cases) -> list[list[int]]:
+    """For each case a few items: of the history, and two that would stand high in anybody's list."""
+    return [sorted({*cases.histories[row][:3].tolist(), row % ITEMS, 4}) for row in range(len(cases))]
+
+
+def test_excluded_items_never_come_out_and_change_no_order(fitted: Recommender) -> None:
+    histories, gone = RING.validation.histories, without(RING.validation)
+    whole = fitted.recommend(histories, ITEMS)
+    found = fitted.recommend(histories, ITEMS, Histories.from_lists(gone))
+    for row, items in enumerate(gone):
+        kept = [item for item in whole.items[row].tolist() if item not in items]
+        assert found.items[row].tolist() == [*kept, *[ABSENT] * len(items)]
+        assert (found.scores[row, len(kept) :] == -np.inf).all()
+    few = fitted.recommend(histories, 3, Histories.from_lists(gone))
+    np.testing.assert_array_equal(few.items, found.items[:, :3])
+
+
+def test_ranks_count_only_what_is_not_excluded(fitted: Recommender) -> None:
+    cases, gone = RING.validation, without(RING.validation)
+    ranks = fitted.ranks(cases, ITEMS, Histories.from_lists(gone))
+    whole = fitted.recommend(cases.histories, ITEMS)
+    for row, (items, target) in enumerate(zip(gone, cases.targets.tolist(), strict=True)):
+        scores = dict(zip(whole.items[row].tolist(), whole.scores[row].tolist(), strict=True))
+        ahead = [item for item, score in scores.items() if score >= scores[target] and item not in items]
+        assert ranks[row] == (0 if target in items else len(ahead))
+
+
+def test_where_everything_is_excluded_nothing_is_recommended(fitted: Recommender) -> None:
+    everything = Histories.from_lists([list(range(ITEMS)), []])
+    found = fitted.recommend(Histories.from_lists([[1, 2], [1, 2]]), 4, everything)
+    assert (found.items[0] == ABSENT).all()
+    assert (found.items[1] != ABSENT).all()
+
+
 # --- independence -------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from catalex.pipelines.evaluate import evaluate_stage
 from catalex.pipelines.recipe import Recipe, read_recipe
 from catalex.pipelines.run import run_recipe
 from catalex.pipelines.validate import validate_blocks
+from catalex.reporting.ledger import read
 from support.tiny_story import DOMAINS, write_story
 
 ONE, TWO = DOMAINS
@@ -95,6 +96,26 @@ def test_lists_made_elsewhere_stand_beside_them(finished: Recipe, tmp_path: Path
     rows = {row["system"]: row for row in evaluate_stage(recipe)["results"]}
     for metric in ("recall@10", "ndcg@10"):
         assert rows["elsewhere"][metric] == pytest.approx(rows["short"][metric])
+
+
+def test_leaving_the_history_out_is_another_measurement(finished: Recipe, tmp_path: Path) -> None:
+    """It is judged anew, without training, can only help a target that is no repeat, and its lines say so."""
+    changed = finished.evaluate.model_copy(update={"exclude_history": True, "baselines": ["short"]})
+    recipe = finished.model_copy(update={"evaluate": changed})
+    before = pq.read_table(finished.folder / f"evaluate/{TWO}/short/seed-0/ranks.parquet")
+    trained = (finished.folder / f"baselines/{TWO}/short/seed-0/facts.json").stat().st_mtime_ns
+    try:
+        evaluate_stage(recipe, tmp_path / "ledger.jsonl")
+        after = pq.read_table(finished.folder / f"evaluate/{TWO}/short/seed-0/ranks.parquet")
+    finally:
+        evaluate_stage(finished)
+    one, other = before["rank"].to_numpy(), after["rank"].to_numpy()
+    assert (other <= one).all()
+    assert (other < one).any()
+    assert {line.excluded for line in read(tmp_path / "ledger.jsonl")} == {"history"}
+    assert (finished.folder / f"baselines/{TWO}/short/seed-0/facts.json").stat().st_mtime_ns == trained
+    again = pq.read_table(finished.folder / f"evaluate/{TWO}/short/seed-0/ranks.parquet")
+    assert again.equals(before)
 
 
 def test_a_recipe_of_baselines_alone_needs_no_content(tmp_path: Path) -> None:

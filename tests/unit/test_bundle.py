@@ -88,6 +88,13 @@ def test_a_longer_list_than_the_catalogue_has_every_item_once(whole: Path) -> No
     assert all(np.isfinite(s.score) for s in found)
 
 
+def test_items_of_the_history_can_be_left_out(whole: Path) -> None:
+    bundle = Bundle.load(whole)
+    every, new = bundle.recommend([3, 4], ITEMS), bundle.recommend([3, 4], ITEMS, exclude_history=True)
+    assert [s.item_id for s in new] == [s.item_id for s in every if s.item_id not in (3, 4)]
+    assert len(every) == ITEMS
+
+
 def test_items_by_source_id_and_by_number(whole: Path) -> None:
     opened = Bundle.load(whole)
     assert [opened.item(name) for name in ("B007", "#7", "#0")] == [7, 7, 0]

@@ -135,9 +135,10 @@ class FakeBundle:
     def item(self, name: str) -> int:
         return {"B0": 0, "#1": 1}[name]
 
-    def recommend(self, items: list[int], k: int) -> list[Suggestion]:
+    def recommend(self, items: list[int], k: int, *, exclude_history: bool) -> list[Suggestion]:
         assert (items, k) == ([0, 1], 2)
-        return [Suggestion(2, "Comb", -0.25, (1, 2)), Suggestion(1, self.titles[1], -3.0, (1, 3))]
+        found = [Suggestion(2, "Comb", -0.25, (1, 2)), Suggestion(1, self.titles[1], -3.0, (1, 3))]
+        return found[:1] if exclude_history else found
 
 
 def test_recommending_for_the_eye_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +149,8 @@ def test_recommending_for_the_eye_and_as_json(monkeypatch: pytest.MonkeyPatch) -
     assert "\x1b" not in shown
     found = json.loads(call("recommend", "folder", "--history", "B0,#1", "-k", "2", "--json").output)
     assert found[0] == {"item_id": 2, "title": "Comb", "score": -0.25, "identifier": [1, 2]}
+    only = call("recommend", "folder", "--history", "B0,#1", "-k", "2", "--json", "--new-only").output
+    assert [row["item_id"] for row in json.loads(only)] == [2]
 
 
 def test_images_of_a_domain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,13 @@ class Histories:
         lengths = np.minimum(self.lengths, count)
         return _gather(self.items, self.offsets[1:] - lengths, lengths)
 
+    def padded(self, filling: int, width: int | None = None) -> Ints:
+        """``(U, width)`` the items of each user, then `filling`; as wide as the longest when not told."""
+        longest = int(self.lengths.max(initial=0)) if width is None else width
+        rows = np.full((len(self), longest), filling, np.int64)
+        rows[np.arange(longest) < self.lengths[:, None]] = self.items
+        return rows
+
     def take(self, users: Ints) -> Histories:
         """The histories of `users` ``(B,)``, in that order."""
         return _gather(self.items, self.offsets[users], self.lengths[users])
@@ -76,6 +83,14 @@ class Cases:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    @property
+    def known(self) -> Histories:
+        """The items that each user already has, but for the target where it is a repeat."""
+        lengths = self.histories.lengths
+        keep = self.histories.items != np.repeat(self.targets, lengths)
+        counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])
+        return Histories(counts[self.histories.offsets], self.histories.items[keep])
 
     def take(self, rows: Ints) -> Cases:
         """The cases at `rows`."""

@@ -38,11 +38,11 @@ class Rankable(Protocol):
     def split_ids(self) -> Mapping[str, str]:
         """Split that training saw, by name of the domain."""
 
-    def recommend(self, histories: Histories, k: int) -> RankedItems:
-        """The `k` best items for each history."""
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> RankedItems:
+        """The `k` best items for each history, of those not excluded."""
 
-    def ranks(self, cases: Cases, k: int) -> Ints:
-        """``(B,)`` rank of each case's target."""
+    def ranks(self, cases: Cases, k: int, excluded: Histories | None = None) -> Ints:
+        """``(B,)`` rank of each case's target, among the items not excluded."""
 
 
 def evaluate(
@@ -55,6 +55,7 @@ def evaluate(
     seed: int,
     ks: Sequence[int] = (5, 10),
     depth: int = DEPTH,
+    exclude_history: bool = False,
 ) -> Result:
     """Rank all items for every case.
 
@@ -71,6 +72,8 @@ def evaluate(
         seed: Seed that the recommender was trained with.
         ks: List lengths to report.
         depth: Items of each ranking to keep.
+        exclude_history: Leave the items that a user already has out of the user's ranking (the target never).
+            Some public programs do so; the papers that this package follows do not.
 
     Raises:
         CatalexError: When the recommender was trained on another split (it may have seen the test
@@ -87,9 +90,12 @@ def evaluate(
     with Track(f"evaluate {system} on {domain}", total=len(cases), unit="users") as track:
         for start in range(0, len(cases), CHUNK):
             chunk = cases.take(np.arange(start, min(start + CHUNK, len(cases))))
-            ranking = recommender.recommend(chunk.histories, k)
+            excluded = chunk.known if exclude_history else None
+            ranking = recommender.recommend(chunk.histories, k, excluded)
             tops.append(ranking.items[:, :depth])
-            ranks.append(recommender.ranks(chunk, k) if scores_all else ranking.ranks(chunk.targets))
+            ranks.append(
+                recommender.ranks(chunk, k, excluded) if scores_all else ranking.ranks(chunk.targets)
+            )
             track.advance(len(chunk))
     return Result(
         system,

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from catalex.artifacts import read_parquet
-from catalex.data.histories import Cases
+from catalex.data.histories import Cases, Histories
 from catalex.errors import user_error
 from catalex.evaluation.protocol import DEPTH
 from catalex.evaluation.results import Result
@@ -36,6 +36,7 @@ def judge_lists(
     domain: str,
     split_id: str,
     ks: Sequence[int] = (5, 10),
+    exclude_history: bool = False,
 ) -> Result:
     """The result of a file of ranked lists on the cases of a domain.
 
@@ -49,6 +50,7 @@ def judge_lists(
         domain: Name of the domain.
         split_id: Of the domain; that the lists were made without its test items is the maker's word.
         ks: List lengths to report.
+        exclude_history: Leave what a user already has out of the lists, as `evaluate` does.
 
     Raises:
         CatalexError: When the file cannot be read, users are missing or unknown, or a list is shorter than
@@ -59,10 +61,21 @@ def judge_lists(
     order = np.searchsorted(users, cases.users)
     top = lists[order]
     _check_items(path, top, cases.users, items, max(*ks, 5, 10))
+    if exclude_history:
+        top = _without(top, cases.known, items)
     hits = top == cases.targets[:, None]
     ranks = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, 0).astype(np.int64)
     kept = top[:, : max(DEPTH, *ks)]
     return Result(system, domain, split_id, 0, tuple(sorted(ks)), cases.users, cases.targets, ranks, kept)
+
+
+def _without(top: Ints, known: Histories, items: int) -> Ints:
+    """``(B, k)`` lists without the items of `known`; the later ones move up."""
+    rows = np.repeat(np.arange(len(known)), known.lengths)
+    own = np.arange(len(top))[:, None] * items + top
+    gone = (top == ABSENT) | np.isin(own, rows * items + known.items)
+    order = np.argsort(gone, axis=1, kind="stable")
+    return np.take_along_axis(np.where(gone, ABSENT, top), order, axis=1)
 
 
 def read_lists(path: Path) -> tuple[Ints, Ints]:

@@ -30,6 +30,8 @@ from catalex.types import JSON
 HEALTH = "health.json"
 LISTED = "ranked lists"
 """In place of a recommender's name where a system was trained elsewhere."""
+HISTORY = "history"
+"""Ledger word for rankings without the items that a user already has."""
 METRICS = "metrics.json"
 SUMMARY = "summary.json"
 
@@ -93,6 +95,7 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
         say("evaluate: nothing to judge; add 'pretrain' or 'transfer' to the recipe")
         return {"results": [], "means": [], "comparisons": []}
     found = {
+        "excluded": HISTORY if recipe.evaluate.exclude_history else None,
         "results": rows,
         "means": aggregate(results),
         "comparisons": [
@@ -165,6 +168,8 @@ def _judge(
         "identifiers": identifiers,
         "ks": recipe.evaluate.ks,
     }
+    if recipe.evaluate.exclude_history:
+        inputs["excluded"] = HISTORY
     stage = Stage(place.evaluated(domain.name, system.label, system.seed), "evaluate", inputs)
     with running(stage, f"evaluate {system.label} on {domain.name}, seed {system.seed}") as needed:
         if needed:
@@ -190,6 +195,7 @@ def _ranked(recipe: Recipe, place: Workspace, domain: Domain, system: System) ->
             domain=domain.name,
             split_id=domain.split_id,
             ks=ks,
+            exclude_history=recipe.evaluate.exclude_history,
         )
     recommender = load_recommender(system.folder / RECOMMENDER)
     if system.needs:
@@ -202,6 +208,7 @@ def _ranked(recipe: Recipe, place: Workspace, domain: Domain, system: System) ->
         split_id=domain.split_id,
         seed=system.seed,
         ks=ks,
+        exclude_history=recipe.evaluate.exclude_history,
     )
 
 
@@ -237,6 +244,7 @@ def _line(recipe: Recipe, place: Workspace, system: System, metrics: dict[str, A
             "pretrained_on": system.pretrained_on or None,
             "beam": options.get("beam") if generative else None,
             "history": options.get("max_history"),
+            "excluded": HISTORY if recipe.evaluate.exclude_history else None,
             "seed": system.seed,
             "users": metrics["users"],
             **{key: metrics[key] for key in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")},
@@ -264,6 +272,7 @@ def _tokenizer_name(recipe: Recipe, place: Workspace, domain: str) -> str:
 
 def print_summary(found: JSON) -> None:
     """Print the means over seeds as a table, and where the differences are significant."""
+    excluded = found.get("excluded")
     from rich.console import Console
     from rich.table import Table
 
@@ -275,7 +284,8 @@ def print_summary(found: JSON) -> None:
             "system",
             "seeds",
             *metrics,
-            title=f"{domain}: {rows[0]['users']:,} test users, all items ranked, item level",
+            title=f"{domain}: {rows[0]['users']:,} test users, all items "
+            f"{'but those of the history ' if excluded else ''}ranked, item level",
         )
         for row in rows:
             cells = [

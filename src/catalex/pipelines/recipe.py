@@ -65,6 +65,9 @@ class EvaluateBlock(Options):
     lists: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Systems that were trained elsewhere: by label, a file of ranked lists for each domain
     (`evaluation.ranked_lists`), judged on the same cases."""
+    exclude_history: bool = False
+    """Leave the items that a user already has out of the user's ranking. Off in the papers and in all our
+    tables; some public leaderboards have it on, and their numbers are to be compared with no others."""
     zero_shot: bool = False
     """Judge the pre-trained recommender also on the evaluated domains that it never learned from."""
     examples: int = Field(default=6, ge=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
@@ -159,10 +159,15 @@ class Recommender(ABC):
         """
 
     @abstractmethod
-    def recommend(self, histories: Histories, k: int) -> Ranking:
-        """The `k` best items of the catalogue for each history. History items are not excluded.
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
+        """The `k` best items of the catalogue for each history.
 
         Independent of how histories are batched; equal scores are ordered by item id.
+
+        Args:
+            histories: B histories; their own items are ranked like all others.
+            k: Items wanted.
+            excluded: Items that may not come out, for each of the B histories; None for none.
         """
 
     @abstractmethod
@@ -174,9 +179,9 @@ class Recommender(ABC):
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote."""
 
-    def ranks(self, cases: Cases, k: int) -> Ints:
-        """``(B,)`` 1-based rank of each case's target; 0 when it is not among the first `k`."""
-        return self.recommend(cases.histories, k).ranks(cases.targets)
+    def ranks(self, cases: Cases, k: int, excluded: Histories | None = None) -> Ints:
+        """``(B,)`` 1-based rank of each case's target; 0 when it is not among the first `k`, or excluded."""
+        return self.recommend(cases.histories, k, excluded).ranks(cases.targets)
 
 
 class ScoringRecommender(Recommender):
@@ -189,41 +194,46 @@ class ScoringRecommender(Recommender):
     BLOCK = 512
     """Histories scored at a time; bounds memory at BLOCK x N floats."""
 
-    def recommend(self, histories: Histories, k: int) -> Ranking:
-        rows = np.arange(len(histories))
-        blocks = [
-            self._best(self.score(histories.take(rows[i : i + self.BLOCK])), k)
-            for i in range(0, len(rows), self.BLOCK)
-        ]
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
+        blocks = [self._best(scores, k) for _, scores in self._blocks(histories, excluded)]
         if not blocks:
             return Ranking(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
         return Ranking(np.concatenate([b.items for b in blocks]), np.concatenate([b.scores for b in blocks]))
 
+    def _blocks(self, histories: Histories, excluded: Histories | None) -> Iterator[tuple[Ints, Floats]]:
+        """Rows and scores ``(b, N)`` of each block of histories; ``-inf`` for what is excluded."""
+        for start in range(0, len(histories), self.BLOCK):
+            rows = np.arange(start, min(start + self.BLOCK, len(histories)))
+            scores = self.score(histories.take(rows))
+            if excluded is not None:
+                scores[cells(excluded.take(rows))] = -np.inf
+            yield rows, scores
+
     @staticmethod
     def _best(scores: Floats, k: int) -> Ranking:
-        """Top `k` of scores ``(B, N)``; ties go to the smaller item id."""
+        """Top `k` of scores ``(B, N)``; ties go to the smaller item id, and ``-inf`` is no item."""
         count = min(k, scores.shape[1])
         order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
         best = np.take_along_axis(scores, order, axis=1)
-        if count < k:
-            fill = ((0, 0), (0, k - count))
-            return Ranking(
-                np.pad(order, fill, constant_values=ABSENT), np.pad(best, fill, constant_values=-np.inf)
-            )
-        return Ranking(order.astype(np.int64), best)
+        fill = ((0, 0), (0, k - count))
+        best = np.pad(best, fill, constant_values=-np.inf)
+        order = np.pad(order, fill, constant_values=ABSENT)
+        return Ranking(np.where(best == -np.inf, ABSENT, order).astype(np.int64), best)
 
-    def ranks(self, cases: Cases, k: int) -> Ints:
+    def ranks(self, cases: Cases, k: int, excluded: Histories | None = None) -> Ints:
         """Full ranking with pessimistic ties (spec: 1 + items scored higher + other items scored equal).
 
         `k` bounds nothing here: ranks beyond it are returned as they are.
         """
-        found = []
-        rows = np.arange(len(cases))
-        for i in range(0, len(rows), self.BLOCK):
-            block = cases.take(rows[i : i + self.BLOCK])
-            scores = self.score(block.histories)
+        found = np.zeros(len(cases), np.int64)
+        for rows, scores in self._blocks(cases.histories, excluded):
             if np.isnan(scores).any():
                 raise FloatingPointError("a recommender returned NaN scores")
-            own = np.take_along_axis(scores, block.targets[:, None], axis=1)
-            found.append((scores >= own).sum(axis=1).astype(np.int64))
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+            own = np.take_along_axis(scores, cases.targets[rows, None], axis=1)
+            found[rows] = np.where(own[:, 0] == -np.inf, 0, (scores >= own).sum(axis=1))
+        return found
+
+
+def cells(excluded: Histories) -> tuple[Ints, Ints]:
+    """Row and item of everything in `excluded`, to index scores ``(B, N)``."""
+    return np.repeat(np.arange(len(excluded)), excluded.lengths), excluded.items

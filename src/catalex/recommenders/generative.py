@@ -227,10 +227,10 @@ class Generative(Recommender):
             self._bind(self._codes, self.vocabulary.tokens(self._codes))
         return self
 
-    def recommend(self, histories: Histories, k: int) -> Ranking:
-        return self._search(histories, k, max(self.options.beam, k))
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
+        return self._search(histories, k, max(self.options.beam, k), excluded)
 
-    def _search(self, histories: Histories, k: int, beam: int) -> Ranking:
+    def _search(self, histories: Histories, k: int, beam: int, excluded: Histories | None = None) -> Ranking:
         assert self._table is not None, "no catalogue is bound"
         latest = histories.latest(self.options.max_history)
         lengths = latest.lengths
@@ -246,7 +246,8 @@ class Generative(Recommender):
         for begin in range(0, len(order), self.options.decode_batch):
             rows = order[begin : begin + self.options.decode_batch]
             tokens = self._table.write(*_padded(latest.take(rows), self._table.pad, self.device))
-            found = engine.search(tokens)
+            closed = None if excluded is None else torch.from_numpy(excluded.take(rows).padded(ABSENT))
+            found = engine.search(tokens, excluded=closed)
             items[rows], scores[rows] = found.items.numpy(), found.scores.numpy()
         return Ranking(items, scores)
 
@@ -303,12 +304,8 @@ def _loss(model: torch.nn.Module, batch: Batch, temperature: float = 1.0) -> tor
 
 def _padded(histories: Histories, pad: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Item numbers ``(B, S)`` right-padded with `pad`, and lengths ``(B,)``."""
-    lengths = histories.lengths
-    slots = int(lengths.max()) if len(lengths) else 1
-    inside = np.arange(slots) < lengths[:, None]
-    items = np.full(inside.shape, pad, np.int64)
-    items[inside] = histories.items
-    return torch.from_numpy(items).to(device), torch.from_numpy(lengths).to(device)
+    items = torch.from_numpy(histories.padded(pad)).to(device)
+    return items, torch.from_numpy(histories.lengths).to(device)
 
 
 def _read_config(folder: Path) -> dict[str, JSON]:

@@ -58,13 +58,17 @@ class Popularity(ScoringRecommender):
     def score(self, histories: Histories) -> Floats:
         return np.tile(self.counts.astype(np.float32), (len(histories), 1))
 
-    def recommend(self, histories: Histories, k: int) -> Ranking:
-        """One ranking, repeated for each history."""
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
+        """One ranking, repeated for each history, unless something is excluded."""
+        if excluded is not None:
+            return super().recommend(histories, k, excluded)
         best = self._best(self.counts.astype(np.float32)[None], k)
         return Ranking(np.tile(best.items, (len(histories), 1)), np.tile(best.scores, (len(histories), 1)))
 
-    def ranks(self, cases: Cases, k: int) -> Ints:
+    def ranks(self, cases: Cases, k: int, excluded: Histories | None = None) -> Ints:
         """Items at least as popular as the target, the target included."""
+        if excluded is not None:
+            return super().ranks(cases, k, excluded)
         ascending = np.sort(self.counts)
         below = np.searchsorted(ascending, self.counts[cases.targets], side="left")
         return (len(ascending) - below).astype(np.int64)

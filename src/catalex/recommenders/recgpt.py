@@ -267,7 +267,7 @@ class RecGPT(Recommender):
         return self
 
     @torch.inference_mode()
-    def recommend(self, histories: Histories, k: int) -> Ranking:
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
         content, trie, model = self._content, self._trie, self._fitted().eval()
         assert content is not None
         assert trie is not None
@@ -279,16 +279,21 @@ class RecGPT(Recommender):
             )
         items = np.full((len(latest), k), ABSENT, np.int64)
         scores = np.full((len(latest), k), -np.inf, np.float32)
-        slots = self.options.max_history
-        padded = np.full((len(latest), slots), len(content.tokens) - 1, np.int64)
-        padded[np.arange(slots) < lengths[:, None]] = latest.items
+        padded = latest.padded(len(content.tokens) - 1, self.options.max_history)
         size = self.options.decode_batch
         for begin in range(0, len(latest), size):
             rows = slice(begin, begin + size)
             numbers = torch.from_numpy(padded[rows]).to(self.device)
             own = torch.from_numpy(lengths[rows]).to(self.device)
             logits = model.last(content.tokens[numbers], content.slices[numbers], own)
-            found = parallel_search(logits.log_softmax(-1), trie, beam=max(self.options.beam, k), k=k)
+            closed = None if excluded is None else excluded.take(np.arange(begin, begin + len(numbers)))
+            found = parallel_search(
+                logits.log_softmax(-1),
+                trie,
+                beam=max(self.options.beam, k),
+                k=k,
+                excluded=None if closed is None else torch.from_numpy(closed.padded(ABSENT)),
+            )
             items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.cpu().numpy()
         return Ranking(items, scores)
 

@@ -22,7 +22,14 @@ from catalex.errors import user_error
 from catalex.evaluation.metrics import ndcg_at
 from catalex.models.sequential.base import SequenceModel
 from catalex.options import Options, Positive
-from catalex.recommenders.base import ABSENT, Ranking, RecommenderDomain, ScoringRecommender, sampled
+from catalex.recommenders.base import (
+    ABSENT,
+    Ranking,
+    RecommenderDomain,
+    ScoringRecommender,
+    cells,
+    sampled,
+)
 from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.popularity import CONFIG_FILE, MODEL_FILE, only_domain
 from catalex.training.distributed import global_mean, process_count
@@ -237,11 +244,11 @@ class SequentialRecommender(ScoringRecommender):
         blocks = [scores.cpu().numpy() for _, scores in self._scores(histories)]
         return np.concatenate(blocks) if blocks else np.zeros((0, self.catalogue.items), np.float32)
 
-    def recommend(self, histories: Histories, k: int) -> Ranking:
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
         """As in the base class, but only the scores that can be among the best `k` leave the device."""
         items = np.full((len(histories), k), ABSENT, np.int64)
         best = np.full((len(histories), k), -np.inf, np.float32)
-        for start, scores in self._scores(histories):
+        for start, scores in self._scores(histories, excluded):
             count = min(k, scores.shape[1])
             # Sorting is stable, topk is not: equal scores have to come out in the order of item ids.
             threshold = scores.topk(count, dim=1).values[:, -1:]
@@ -251,36 +258,46 @@ class SequentialRecommender(ScoringRecommender):
             rows = slice(start, start + len(scores))
             items[rows, :count] = near.gather(1, order)[:, :count].cpu().numpy()
             best[rows, :count] = values[:, :count].cpu().numpy()
-        return Ranking(items, best)
+        return Ranking(np.where(best == -np.inf, ABSENT, items), best)
 
-    def ranks(self, cases: Cases, k: int) -> Ints:
+    def ranks(self, cases: Cases, k: int, excluded: Histories | None = None) -> Ints:
         """As in the base class, counted on the device."""
-        return self._ranks(cases, 0, self.catalogue.items)
+        return self._ranks(cases, 0, self.catalogue.items, excluded)
 
-    def _ranks(self, cases: Cases, first: int, end: int) -> Ints:
-        """Ranks of the targets among the items from `first` up to `end`, pessimistic in ties."""
+    def _ranks(self, cases: Cases, first: int, end: int, excluded: Histories | None = None) -> Ints:
+        """Ranks of the targets among the items from `first` up to `end`, pessimistic in ties; 0 where the
+        target is excluded."""
         found = np.zeros(len(cases), np.int64)
-        for start, scores in self._scores(cases.histories):
+        for start, scores in self._scores(cases.histories, excluded):
             rows = slice(start, start + len(scores))
             own = scores.gather(1, torch.from_numpy(cases.targets[rows, None]).to(scores.device))
-            found[rows] = (scores[:, first:end] >= own).sum(dim=1).cpu().numpy()
+            ranks = (scores[:, first:end] >= own).sum(dim=1) * (own[:, 0] > -torch.inf)
+            found[rows] = ranks.cpu().numpy()
             if bool(scores.isnan().any()):
                 raise FloatingPointError(f"{self.name} returned NaN scores")
         return found
 
     @torch.inference_mode()
-    def _scores(self, histories: Histories) -> Iterator[tuple[int, Tensor]]:
-        """First row and scores ``(b, N)`` on the device of each block of histories."""
+    def _scores(
+        self, histories: Histories, excluded: Histories | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """First row and scores ``(b, N)`` on the device of each block of histories; ``-inf`` for what is
+        excluded."""
         model = self._fitted().eval()
         length = self.options.max_history
-        padded, lengths = pad(histories.latest(length), length, self.catalogue.items)
+        latest = histories.latest(length)
+        padded, lengths = latest.padded(self.catalogue.items, length), latest.lengths
         popular = torch.from_numpy(self.catalogue.popularity).to(self.device, torch.float32)
         candidates = model.candidates()
         for start in range(0, len(histories), self.BLOCK):
             block = torch.from_numpy(padded[start : start + self.BLOCK]).to(self.device)
             sizes = torch.from_numpy(lengths[start : start + self.BLOCK]).to(self.device)
             scores = model.logits(model.last(block, sizes.clamp(min=1)), candidates)
-            yield start, torch.where(sizes[:, None] > 0, scores.float(), popular)
+            scores = torch.where(sizes[:, None] > 0, scores.float(), popular)
+            if excluded is not None:
+                rows, items = cells(excluded.take(np.arange(start, start + len(scores))))
+                scores[torch.from_numpy(rows), torch.from_numpy(items)] = -torch.inf
+            yield start, scores
 
     def to(self, device: str) -> Self:
         """Move to "cpu" or "cuda"."""
@@ -344,13 +361,6 @@ def _check(name: str, options: Any, losses: Collection[str]) -> None:
             value=(hidden, heads),
             remedy="choose a width that is a multiple of the number of heads",
         )
-
-
-def pad(histories: Histories, length: int, items: int) -> tuple[Ints, Ints]:
-    """Histories of at most `length` items as ``(B, length)``, padded with `items`, and their lengths."""
-    padded = np.full((len(histories), length), items, np.int64)
-    padded[np.arange(length) < histories.lengths[:, None]] = histories.items
-    return padded, histories.lengths
 
 
 def _shared(model: SequenceModel) -> dict[str, Tensor]:

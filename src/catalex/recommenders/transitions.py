@@ -84,8 +84,10 @@ class Transitions(ScoringRecommender):
             scores[row, self.nexts[pairs]] += self.counts[pairs]
         return scores
 
-    def recommend(self, histories: Histories, k: int) -> Ranking:
+    def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
         """As the base class does, sparing most items: only followers and the k most popular can win."""
+        if excluded is not None:
+            return super().recommend(histories, k, excluded)
         base = self._popularity_scores()
         popular = np.argsort(-base, kind="stable")[:k]
         items = np.full((len(histories), k), ABSENT, np.int64)

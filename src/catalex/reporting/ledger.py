@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -105,6 +105,8 @@ class ResultLine(LedgerLine):
     """Beams kept in decoding; none for systems that score all items."""
     history: Annotated[int, Field(ge=1)] | None = None
     """Most recent items of a user that the system sees; none when it sees all or nothing."""
+    excluded: Literal["history"] | None = None
+    """What was left out of the ranking of each user; none when all items were ranked."""
     seed: int = 0
     """Seed of the training."""
     users: Annotated[int, Field(ge=1)]

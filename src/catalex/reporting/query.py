@@ -45,6 +45,8 @@ class Kind(Generic[Line]):
         line: Model of its lines.
         identity: Fields that tell measurements apart; of equal ones the newest is shown.
         rows, columns: What is shown when the query does not say.
+        unasked: Fields that are empty in every line shown, unless the query names them: what is measured in
+            another way comes into no table by itself.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Kind(Generic[Line]):
     identity: tuple[str, ...]
     rows: tuple[str, ...]
     columns: tuple[str, ...]
+    unasked: tuple[str, ...] = ()
 
     @property
     def fields(self) -> dict[str, str]:
@@ -62,9 +65,20 @@ class Kind(Generic[Line]):
 RESULTS: Kind[ResultLine] = Kind(
     "results",
     ResultLine,
-    identity=("domain", "split", "system", "tokenizer", "encoder", "pretrained_on", "note", "seed"),
+    identity=(
+        "domain",
+        "split",
+        "system",
+        "tokenizer",
+        "encoder",
+        "pretrained_on",
+        "excluded",
+        "note",
+        "seed",
+    ),
     rows=("system", "tokenizer"),
     columns=("recall@5", "recall@10", "ndcg@5", "ndcg@10"),
+    unasked=("excluded",),
 )
 BENCHMARKS: Kind[BenchmarkLine] = Kind(
     "benchmarks",
@@ -183,6 +197,8 @@ def _compose(kind: Kind[Any], filters: list[Filter], controls: Mapping[str, str]
     digits = controls.get("digits", "4")
     if not digits.isdecimal() or len(digits) > 1:
         raise user_error("digits is not a number of digits", place=place, value=digits, allowed="0 to 9")
+    named = {*rows, *columns, *apart.values(), *(f.key for f in filters)}
+    filters = [*filters, *(Filter(key, (EMPTY,), False) for key in kind.unasked if key not in named)]
     return Query(
         kind, tuple(filters), rows, columns, apart["by"], apart["across"],
         sort.removeprefix("-") or None, sort.startswith("-"), int(digits),

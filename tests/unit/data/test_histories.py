@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalex.data.columns import TEST, TRAIN, VALID
-from catalex.data.histories import Histories, SplitHistories, popularity
+from catalex.data.histories import Cases, Histories, SplitHistories, popularity
 
 lists = st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=8)
 
@@ -27,6 +27,13 @@ def test_packing_and_unpacking(sequences: list[list[int]]) -> None:
 @given(lists, st.integers(1, 8))
 def test_latest_keeps_the_end_of_each(sequences: list[list[int]], count: int) -> None:
     assert unpacked(Histories.from_lists(sequences).latest(count)) == [s[-count:] for s in sequences]
+
+
+@given(lists, st.sampled_from([None, 6, 9]))
+def test_padding_fills_behind_the_end(sequences: list[list[int]], width: int | None) -> None:
+    rows = Histories.from_lists(sequences).padded(-1, width).tolist()
+    wide = max(map(len, sequences), default=0) if width is None else width
+    assert rows == [s + [-1] * (wide - len(s)) for s in sequences]
 
 
 @given(lists, st.data())
@@ -62,6 +69,11 @@ def test_training_and_cases_against_lists(users: list[tuple[list[int], list[int]
         assert cases.users.tolist() == [user for user, _, _ in expected]
         assert unpacked(cases.histories) == [history for _, history, _ in expected]
         assert cases.targets.tolist() == [target for _, _, target in expected]
+
+
+def test_what_users_know_is_the_history_without_the_target() -> None:
+    cases = Cases(np.arange(3), Histories.from_lists([[1, 2, 1], [4, 5, 4], []]), np.array([3, 4, 0]))
+    assert unpacked(cases.known) == [[1, 2, 1], [5], []]
 
 
 def test_taking_cases() -> None:

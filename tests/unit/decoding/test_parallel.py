@@ -32,6 +32,20 @@ def test_a_wide_beam_ranks_the_whole_catalogue_exactly(seed: int, k: int) -> Non
     assert torch.equal(found.items, order[:, :k])
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 39))
+def test_excluded_items_leave_the_exact_ranking_of_the_others(seed: int, count: int) -> None:
+    tokens, logs = world(seed)
+    random = np.random.default_rng(seed)
+    gone = np.stack([random.permutation(40)[: count + 1] for _ in logs])
+    gone[:, -1] = ABSENT
+    found = parallel_search(logs, Trie(tokens), beam=40, k=40, excluded=torch.from_numpy(gone))
+    scores = torch.as_tensor(sum(logs[:, level][:, tokens[:, level]] for level in range(3)))
+    for row, out in enumerate(gone):
+        left = [i for i in scores[row].sort(descending=True, stable=True)[1].tolist() if i not in out]
+        assert found.items[row].tolist() == [*left, *[ABSENT] * (40 - len(left))]
+
+
 @pytest.mark.parametrize("beam", [5, 8])
 def test_a_narrow_beam_gives_distinct_items_of_the_catalogue(beam: int) -> None:
     tokens, logs = world(3)

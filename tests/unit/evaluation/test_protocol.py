@@ -40,12 +40,12 @@ class Lister:
 
     split_ids: ClassVar = {"toys": "split"}
 
-    def recommend(self, histories, k):
+    def recommend(self, histories, k, excluded=None):
         items = np.full((len(histories), k), -1)
         items[:, :3] = [3, 2, 1]
         return Ranking(items, np.where(items >= 0, 1.0, -np.inf).astype(np.float32))
 
-    def ranks(self, cases, k):
+    def ranks(self, cases, k, excluded=None):
         raise AssertionError("one search is enough")
 
 
@@ -82,6 +82,21 @@ def test_a_list_counts_by_place_and_absent_is_a_miss():
     place = {3: 1, 2: 2, 1: 3}
     assert found.ranks.tolist() == [place.get(int(t), 0) for t in cases().targets]
     assert found.top.shape == (30, 10)
+
+
+def test_the_history_can_be_left_out_but_never_the_target():
+    own = cases()
+    found = run(Scorer(), exclude_history=True)
+    repeats = 0
+    for row, target in enumerate(own.targets.tolist()):
+        known = set(own.histories[row].tolist())
+        repeats += target in known
+        scores = {j: (own.histories[row][-1] * j) % 7 for j in range(ITEMS) if j not in known - {target}}
+        assert found.ranks[row] == sum(s >= scores[target] for s in scores.values())
+        best = sorted(scores, key=lambda j: (-scores[j], j))[:10]
+        assert found.top[row].tolist() == best + [-1] * (10 - len(best))
+    assert 0 < repeats < len(own)
+    assert (found.ranks <= run(Scorer()).ranks).all()
 
 
 def test_another_split_is_refused():

@@ -26,9 +26,9 @@ def lists() -> np.ndarray:
     return recommender.recommend(TEST.histories, 10).items
 
 
-def judge(path, cases: Cases = TEST, ks=(5, 10)):
+def judge(path, cases: Cases = TEST, ks=(5, 10), **options):
     return judge_lists(
-        path, cases, items=ITEMS, system="theirs", domain="ring", split_id=SPLIT.split_id, ks=ks
+        path, cases, items=ITEMS, system="theirs", domain="ring", split_id=SPLIT.split_id, ks=ks, **options
     )
 
 
@@ -63,6 +63,17 @@ def test_every_layout_gives_what_our_own_evaluation_gives(lists, tmp_path):
             # ours ranks equal scores pessimistically, a list has its order: it can be better, never worse
             assert found.values(metric).mean() >= own.values(metric).mean() - 1e-12
         assert found.split_id == own.split_id
+
+
+def test_the_history_leaves_a_list_as_it_leaves_our_own_ranking(tmp_path):
+    recommender = make_recommender({"name": "popularity"}, "here")
+    recommender.fit([domain(SPLIT)], seed=0, device="cpu")
+    whole = recommender.recommend(TEST.histories, ITEMS).items
+    found = judge(wide(tmp_path / "lists.parquet", whole), exclude_history=True)
+    own = recommender.recommend(TEST.histories, 10, TEST.known)
+    np.testing.assert_array_equal(found.top, own.items)
+    np.testing.assert_array_equal(found.ranks[found.ranks <= 10], own.ranks(TEST.targets)[found.ranks <= 10])
+    assert (found.ranks != judge(tmp_path / "lists.parquet").ranks).any()
 
 
 def test_a_target_that_is_not_listed_was_not_found(tmp_path):

@@ -17,7 +17,7 @@ from catalex.reporting.ledger import BenchmarkLine, ResultLine, append, merge, n
 
 KEYS = [
     "date", "commit", "machine", "command", "domain", "split", "system", "tokenizer", "encoder",
-    "pretrained_on", "beam", "history", "seed", "users", "recall@5", "recall@10",
+    "pretrained_on", "beam", "history", "excluded", "seed", "users", "recall@5", "recall@10",
     "ndcg@5", "ndcg@10", "valid_ndcg@10", "collision_before", "collision_after", "parameters",
     "train_seconds", "note",
 ]  # fmt: skip

@@ -54,6 +54,15 @@ def test_seeds_are_pooled_the_newest_wins_and_the_best_is_bold() -> None:
     )
 
 
+def test_a_ranking_without_the_history_comes_into_no_table_unasked() -> None:
+    lines = [*LINES, result("sasrec", 0.09, excluded="history", date="2026-03-01T00:00:00Z")]
+    assert render("results domain=beauty", lines) == render("results domain=beauty")
+    asked = cells(render("results domain=beauty excluded=history columns=ndcg@10", lines))
+    assert asked[1:] == [["sasrec", "–", "0.0900"]]
+    both = cells(render("results domain=beauty system=sasrec rows=excluded columns=ndcg@10", lines))
+    assert [row[0] for row in both[1:]] == ["–", "history"]
+
+
 def test_by_gives_a_table_a_value_and_across_columns() -> None:
     by = render("results rows=system columns=recall@5 by=domain")
     assert by.index("**beauty**") < by.index("**toys**")
