@@ -23,6 +23,7 @@ from torch import Tensor
 
 from catalex.decoding.forward import Past, encode, step
 from catalex.decoding.masks import OpenNodes, closed_nodes, exclusions, few_excluded, open_nodes
+from catalex.decoding.memory import Memory, borrowed
 from catalex.decoding.selection import Beams, select
 from catalex.decoding.trie import ABSENT, DeviceTrie, Trie
 from catalex.decoding.weights import Weights, weights_of
@@ -146,7 +147,6 @@ def _bites(order: Tensor, lengths: Tensor, beam: int) -> list[tuple[Tensor, int]
     return bites
 
 
-@torch.inference_mode()
 def _search(
     weights: Weights,
     tokens: Tensor,
@@ -156,12 +156,26 @@ def _search(
     opened: OpenNodes | None,
     excluded: Tensor | None,
 ) -> Decoded:
-    encoded = encode(weights, tokens)
+    with borrowed() as memory, torch.inference_mode():
+        return _search_within(memory, weights, tokens, index, beam, k, opened, excluded)
+
+
+def _search_within(
+    memory: Memory,
+    weights: Weights,
+    tokens: Tensor,
+    index: DeviceTrie,
+    beam: int,
+    k: int,
+    opened: OpenNodes | None,
+    excluded: Tensor | None,
+) -> Decoded:
+    encoded = encode(weights, tokens, memory)
     closed = None if excluded is None else closed_nodes(index, excluded, opened)
     users = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
     root = torch.zeros_like(users)
     beams = Beams(root, root, root.float(), root == 0)
-    newest, past = root + PAD, Past([], [])
+    newest, past = root + PAD, Past([], [], memory)
     for depth, level in enumerate(index.levels):
         log_probabilities = step(weights, newest, past, encoded).log_softmax(-1)
         kept = beams.node.shape[1]
@@ -169,7 +183,7 @@ def _search(
         beams = select(index, depth, beams, log_probabilities, width, opened, closed)
         if depth < len(index.levels) - 1:
             past.follow((beams.parent + users * kept).flatten())
-            newest = level.tokens[beams.node].long()
+            newest = level.tokens.index_select(0, beams.node.flatten()).long().view(beams.node.shape)
     found = nothing_found(len(tokens), k, tokens.device)
     count = min(k, beams.node.shape[1])
     found.items[:, :count] = beams.node.where(beams.alive, ABSENT)[:, :count]

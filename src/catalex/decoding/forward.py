@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from catalex.decoding.memory import Memory
 from catalex.decoding.weights import LayerWeights, Weights
 from catalex.models.t5 import PAD
 
@@ -42,10 +43,12 @@ class Past:
     Attributes:
         layers: For each layer and position ``(rows, 2, h, d)``: keys and values as they were computed.
         rows: For each position but the first, ``(B * W,)`` the row of each beam's ancestor there.
+        memory: Where the arrays of `layers` stand, and the logits of the newest step.
     """
 
     layers: list[list[Tensor]]
     rows: list[Tensor]
+    memory: Memory = field(default_factory=Memory)
 
     def follow(self, parents: Tensor) -> None:
         """Go on with beams whose parents, at the newest position, are the rows ``parents (B * W,)``."""
@@ -54,8 +57,12 @@ class Past:
             self.rows.append(parents)
 
 
-def encode(weights: Weights, tokens: Tensor) -> Encoded:
-    """Encode right-padded ``tokens (B, T)``, with every decoder layer's cross-attention keys and values."""
+def encode(weights: Weights, tokens: Tensor, memory: Memory | None = None) -> Encoded:
+    """Encode right-padded ``tokens (B, T)``, with every decoder layer's cross-attention keys and values.
+
+    Nothing of what it returns stands in `memory`.
+    """
+    memory = memory or Memory()
     users, length = tokens.shape
     bias, padding = weights.bias_of_encoder(length), None
     is_padding = tokens == PAD
@@ -64,23 +71,27 @@ def encode(weights: Weights, tokens: Tensor) -> Encoded:
         bias = bias + padding
     x = weights.embedding.index_select(0, tokens.flatten())
     for layer in weights.encoder:
-        qkv = (_normed(x, weights) @ layer.qkv).view(users, length, 3, weights.heads, weights.width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, h, T, d)
+        qkv = memory.product(_normed(x, weights), layer.qkv, "encoder")
+        q, k, v = qkv.view(users, length, 3, weights.heads, weights.width).permute(2, 0, 3, 1, 4).unbind(0)
         attended = _softmax((q @ k.transpose(-1, -2)), bias) @ v
         _add_product(x, attended.transpose(1, 2).reshape(len(x), -1), layer.out)
-        _feed_forward(x, layer, weights)
+        _feed_forward(x, layer, weights, memory)
     encoded = _normed(x, weights)
     layers = []
     for layer in weights.decoder:
         assert layer.cross_kv is not None
-        both = (encoded @ layer.cross_kv).view(users, length, 2, weights.heads, weights.width)
+        both = memory.product(encoded, layer.cross_kv, "encoder")
+        both = both.view(users, length, 2, weights.heads, weights.width)
         keys, values = both[:, :, 0].permute(0, 2, 3, 1), both[:, :, 1].transpose(1, 2)
-        layers.append((keys.contiguous(), values.contiguous()))
+        layers.append((_copied(keys), _copied(values)))
     return Encoded(tuple(layers), padding)
 
 
 def step(weights: Weights, tokens: Tensor, past: Past, encoded: Encoded) -> Tensor:
-    """Logits ``(B, W, V)`` float32 after ``tokens (B, W)``, the newest of each beam; `past` grows by them."""
+    """Logits ``(B, W, V)`` float32 after ``tokens (B, W)``, the newest of each beam; `past` grows by them.
+
+    They are overwritten by the next step with this `past`.
+    """
     users, beams = tokens.shape
     position = len(past.layers[0]) if past.layers else 0
     if position == 0:
@@ -88,17 +99,21 @@ def step(weights: Weights, tokens: Tensor, past: Past, encoded: Encoded) -> Tens
     bias = weights.bias_of_decoder(position)
     x = weights.embedding.index_select(0, tokens.flatten())
     heads = (users, beams, weights.heads, weights.width)
-    for layer, own, (keys, values) in zip(weights.decoder, past.layers, encoded.layers, strict=True):
+    memory = past.memory
+    layers = zip(weights.decoder, past.layers, encoded.layers, strict=True)
+    for number, (layer, own, (keys, values)) in enumerate(layers):
         assert layer.cross_q is not None
         assert layer.cross_out is not None
-        qkv = (_normed(x, weights) @ layer.qkv).view(len(x), 3, weights.heads, weights.width)
+        qkv = memory.product(_normed(x, weights), layer.qkv, (number, position))
+        qkv = qkv.view(len(x), 3, weights.heads, weights.width)
         own.append(qkv[:, 1:])
         _add_product(x, _look_back(qkv[:, 0], own, past.rows, bias, users), layer.out)
         q = (_normed(x, weights) @ layer.cross_q).view(heads).transpose(1, 2)
         attended = _softmax(q @ keys, encoded.padding) @ values
         _add_product(x, attended.transpose(1, 2).reshape(len(x), -1), layer.cross_out)
-        _feed_forward(x, layer, weights)
-    return (_normed(x, weights) @ weights.head).float().view(users, beams, -1)
+        _feed_forward(x, layer, weights, memory)
+    logits = memory.product(_normed(x, weights), weights.head, "logits")
+    return logits.float().view(users, beams, -1)
 
 
 def _look_back(q: Tensor, past: list[Tensor], rows: list[Tensor], bias: Tensor, users: int) -> Tensor:
@@ -121,8 +136,13 @@ def _look_back(q: Tensor, past: list[Tensor], rows: list[Tensor], bias: Tensor, 
     return attended.view(-1, q.shape[2] * q.shape[3])
 
 
-def _feed_forward(x: Tensor, layer: LayerWeights, weights: Weights) -> None:
-    _add_product(x, (_normed(x, weights) @ layer.wi).relu_(), layer.wo)
+def _feed_forward(x: Tensor, layer: LayerWeights, weights: Weights, memory: Memory) -> None:
+    _add_product(x, memory.product(_normed(x, weights), layer.wi, "inner").relu_(), layer.wo)
+
+
+def _copied(x: Tensor) -> Tensor:
+    """`x` in an array of its own, also where it lies in order already."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _normed(x: Tensor, weights: Weights) -> Tensor:

@@ -3,7 +3,7 @@
 Prefixes of equal score are ordered by their tokens, complete identifiers by item id. The order is total, so
 the result depends neither on the batch nor on the device. It is cheap because a candidate's score and number
 are packed into one integer (`_keys`) and a single top-k selects by both. A CPU first chooses by score alone,
-which is faster; unless a tie is cut through, only the order among the chosen remains to be settled.
+which is faster, and looks at numbers only where two of the best are equal.
 """
 
 from __future__ import annotations
@@ -64,24 +64,26 @@ def select(
         shut(dead, beams.node.where(beams.alive, -2), closed.parents[depth], closed.places[depth])
     scores = scores.masked_fill_(dead, -torch.inf).flatten(1)
     children = children.view(users, -1)
-    best, places = scores.topk(width, dim=1)
-    if scores.device.type != "cpu" or _is_cut_through_a_tie(scores, best):
-        names = index.items[children] if last else children
-        keys, order = _keys(scores, names).topk(width, dim=1)
-        places = order
-    else:
-        names = children.gather(1, places)
-        keys, order = _keys(best, index.items[names] if last else names).sort(dim=1, descending=True)
-        places = places.gather(1, order)
+    if scores.device.type == "cpu":
+        best, places = scores.topk(min(width + 1, scores.shape[1]), dim=1)
+        if not _is_tied(best):
+            best, places = best[:, :width], places[:, :width]
+            names = children.gather(1, places)
+            alive = best != -torch.inf
+            names = index.items[names] if last else names
+            return Beams(places // level.fan_out, names.where(alive, 0), best, alive)
+    names = index.items[children] if last else children
+    keys, places = _keys(scores, names).topk(width, dim=1)
     best, names = _unpack(keys)
     alive = best != -torch.inf
     return Beams(places // level.fan_out, names.where(alive, 0), best, alive)
 
 
-def _is_cut_through_a_tie(scores: Tensor, best: Tensor) -> bool:
-    """Whether more candidates have the score of the last chosen one than were chosen: numbers must decide."""
-    least = best[:, -1:]
-    return bool((((scores >= least).sum(1, keepdim=True) > best.shape[1]) & (least > -torch.inf)).any())
+def _is_tied(best: Tensor) -> bool:
+    """Whether two neighbours of the sorted scores ``best (B, W + 1)`` of living candidates are equal: those
+    chosen, or the last of them and the first that was not."""
+    later = best[:, 1:]
+    return bool(((later == best[:, :-1]) & (later > -torch.inf)).any())
 
 
 def _keys(scores: Tensor, names: Tensor) -> Tensor:

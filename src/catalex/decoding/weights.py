@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from catalex.models.t5 import T5, DecoderBlock, EncoderBlock, relative_buckets
 
@@ -84,11 +85,31 @@ SAMPLES = 64
 """Values of each parameter that are compared to see whether it changed."""
 
 
+class _Steps:
+    """Steps of all optimisers of the process so far; counted from the first time that weights are kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._counting = False
+
+    def watch(self) -> None:
+        if not self._counting:
+            self._counting = True
+            register_optimizer_step_post_hook(self._one_more)
+
+    def _one_more(self, *_: object) -> None:
+        self.count += 1
+
+
+_steps = _Steps()
+
+
 class _Kept:
     """Prepared weights, and what tells whether the model still has those that they were made of.
 
     Places and versions of the parameters do not tell enough, because torch's fused optimisers raise no
-    version; but every optimiser changes nearly every value, so a sample of each parameter tells the rest.
+    version; but every optimiser changes nearly every value, so a sample of each parameter tells the rest. Its
+    values lie far apart, which makes reading them dear, so it is taken only when an optimiser has stepped.
     """
 
     def __init__(self, model: T5, dtype: torch.dtype) -> None:
@@ -98,6 +119,8 @@ class _Kept:
         views = [weight.detach().view(-1) for weight in model.parameters()]
         # an odd step does not stay in the same columns
         self._views = [view[:: view.numel() // SAMPLES | 1] for view in views]
+        _steps.watch()
+        self._steps = _steps.count
         self._sample = torch.cat(self._views)
         self.weights = _prepared(model, dtype)
 
@@ -107,7 +130,13 @@ class _Kept:
 
     def holds(self) -> bool:
         """Whether the parameters are what they were."""
-        return self._marked() == self._marks and torch.equal(torch.cat(self._views), self._sample)
+        if self._marked() != self._marks:
+            return False
+        steps = _steps.count  # before the sample: a step of another thread in between is looked at next time
+        same = steps == self._steps or torch.equal(torch.cat(self._views), self._sample)
+        if same:
+            self._steps = steps
+        return same
 
 
 _kept: WeakKeyDictionary[T5, dict[torch.dtype, _Kept]] = WeakKeyDictionary()

@@ -60,7 +60,7 @@ def test_equals_sorting_everything(by_number: bool, choice: tuple) -> None:
     index, depth, beams, log, width = choice
     with pytest.MonkeyPatch.context() as patch:
         if by_number:  # what other devices than a CPU do always
-            patch.setattr(selection, "_is_cut_through_a_tie", lambda *_: True)
+            patch.setattr(selection, "_is_tied", lambda *_: True)
         found = select(index, depth, beams, log.clone(), width)
     for user in range(2):
         expected = by_sorting(index, depth, beams, log, width, user)
