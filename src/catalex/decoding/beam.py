@@ -23,7 +23,7 @@ from torch import Tensor
 
 from catalex.decoding.forward import Past, encode, step
 from catalex.decoding.masks import OpenNodes, closed_nodes, exclusions, few_excluded, open_nodes
-from catalex.decoding.memory import Memory, borrowed
+from catalex.decoding.memory import borrowed
 from catalex.decoding.selection import Beams, select
 from catalex.decoding.trie import ABSENT, DeviceTrie, Trie
 from catalex.decoding.weights import Weights, weights_of
@@ -157,38 +157,25 @@ def _search(
     excluded: Tensor | None,
 ) -> Decoded:
     with borrowed() as memory, torch.inference_mode():
-        return _search_within(memory, weights, tokens, index, beam, k, opened, excluded)
-
-
-def _search_within(
-    memory: Memory,
-    weights: Weights,
-    tokens: Tensor,
-    index: DeviceTrie,
-    beam: int,
-    k: int,
-    opened: OpenNodes | None,
-    excluded: Tensor | None,
-) -> Decoded:
-    encoded = encode(weights, tokens, memory)
-    closed = None if excluded is None else closed_nodes(index, excluded, opened)
-    users = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
-    root = torch.zeros_like(users)
-    beams = Beams(root, root, root.float(), root == 0)
-    newest, past = root + PAD, Past([], [], memory)
-    for depth, level in enumerate(index.levels):
-        log_probabilities = step(weights, newest, past, encoded).log_softmax(-1)
-        kept = beams.node.shape[1]
-        width = min(beam, len(level.tokens), kept * level.fan_out)
-        beams = select(index, depth, beams, log_probabilities, width, opened, closed)
-        if depth < len(index.levels) - 1:
-            past.follow((beams.parent + users * kept).flatten())
-            newest = level.tokens.index_select(0, beams.node.flatten()).long().view(beams.node.shape)
-    found = nothing_found(len(tokens), k, tokens.device)
-    count = min(k, beams.node.shape[1])
-    found.items[:, :count] = beams.node.where(beams.alive, ABSENT)[:, :count]
-    found.scores[:, :count] = beams.score[:, :count]
-    return found
+        encoded = encode(weights, tokens, memory)
+        closed = None if excluded is None else closed_nodes(index, excluded, opened)
+        users = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
+        root = torch.zeros_like(users)
+        beams = Beams(root, root, root.float(), root == 0)
+        newest, past = root + PAD, Past([], [], memory)
+        for depth, level in enumerate(index.levels):
+            log_probabilities = step(weights, newest, past, encoded).log_softmax(-1)
+            kept = beams.node.shape[1]
+            width = min(beam, len(level.tokens), kept * level.fan_out)
+            beams = select(index, depth, beams, log_probabilities, width, opened, closed)
+            if depth < len(index.levels) - 1:
+                past.follow((beams.parent + users * kept).flatten())
+                newest = level.tokens.index_select(0, beams.node.flatten()).long().view(beams.node.shape)
+        found = nothing_found(len(tokens), k, tokens.device)
+        count = min(k, beams.node.shape[1])
+        found.items[:, :count] = beams.node.where(beams.alive, ABSENT)[:, :count]
+        found.scores[:, :count] = beams.score[:, :count]
+        return found
 
 
 def nothing_found(users: int, k: int, device: torch.device) -> Decoded:

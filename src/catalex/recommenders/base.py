@@ -64,6 +64,11 @@ class Ranking:
     items: Ints
     scores: Floats
 
+    @classmethod
+    def empty(cls, rows: int, k: int) -> Self:
+        """`rows` rankings without an item, to be filled."""
+        return cls(np.full((rows, k), ABSENT, np.int64), np.full((rows, k), -np.inf, np.float32))
+
     def ranks(self, targets: Ints) -> Ints:
         """``(B,)`` 1-based rank of each target ``(B,)`` in its row; 0 when it is not in the row."""
         hits = self.items == targets[:, None]
@@ -76,6 +81,20 @@ def sampled(cases: Cases, count: int | None, random: np.random.Generator) -> Cas
     if count is None or len(cases) <= count:
         return cases
     return cases.take(np.sort(random.choice(len(cases), count, replace=False)))
+
+
+def latest_items(histories: Histories, count: int) -> Histories:
+    """The last `count` items of each history, for a model that has nothing to say without any.
+
+    Raises:
+        CatalexError: When a history is empty.
+    """
+    latest = histories.latest(count)
+    if len(latest) and latest.lengths.min() == 0:
+        raise user_error(
+            "a history is empty", value=int(latest.lengths.argmin()), remedy="give at least one item"
+        )
+    return latest
 
 
 def identifier_tokens(domain: RecommenderDomain, vocabulary: Vocabulary) -> Ints:
@@ -197,7 +216,7 @@ class ScoringRecommender(Recommender):
     def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
         blocks = [self._best(scores, k) for _, scores in self._blocks(histories, excluded)]
         if not blocks:
-            return Ranking(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+            return Ranking.empty(0, k)
         return Ranking(np.concatenate([b.items for b in blocks]), np.concatenate([b.scores for b in blocks]))
 
     def _blocks(self, histories: Histories, excluded: Histories | None) -> Iterator[tuple[Ints, Floats]]:

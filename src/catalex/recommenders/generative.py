@@ -32,6 +32,7 @@ from catalex.recommenders.base import (
     Recommender,
     RecommenderDomain,
     identifier_tokens,
+    latest_items,
     sampled,
 )
 from catalex.tokenizers.base import CodeSpace
@@ -232,15 +233,9 @@ class Generative(Recommender):
 
     def _search(self, histories: Histories, k: int, beam: int, excluded: Histories | None = None) -> Ranking:
         assert self._table is not None, "no catalogue is bound"
-        latest = histories.latest(self.options.max_history)
-        lengths = latest.lengths
-        if len(lengths) and lengths.min() == 0:
-            raise user_error(
-                "a history is empty", value=int(lengths.argmin()), remedy="give at least one item"
-            )
-        items = np.full((len(latest), k), ABSENT, np.int64)
-        scores = np.full((len(latest), k), -np.inf, np.float32)
-        order = np.argsort(lengths, kind="stable")
+        latest = latest_items(histories, self.options.max_history)
+        ranking = Ranking.empty(len(latest), k)
+        order = np.argsort(latest.lengths, kind="stable")
         self.model.eval()
         engine = self._engine(k, beam)
         for begin in range(0, len(order), self.options.decode_batch):
@@ -248,8 +243,8 @@ class Generative(Recommender):
             tokens = self._table.write(*_padded(latest.take(rows), self._table.pad, self.device))
             closed = None if excluded is None else torch.from_numpy(excluded.take(rows).padded(ABSENT))
             found = engine.search(tokens, excluded=closed)
-            items[rows], scores[rows] = found.items.numpy(), found.scores.numpy()
-        return Ranking(items, scores)
+            ranking.items[rows], ranking.scores[rows] = found.items.numpy(), found.scores.numpy()
+        return ranking
 
     def _engine(self, k: int, beam: int) -> Engine:
         """The search of the bound catalogue and the present weights, in float32: metrics are exact."""

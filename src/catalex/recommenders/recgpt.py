@@ -31,6 +31,7 @@ from catalex.recommenders.base import (
     Recommender,
     RecommenderDomain,
     identifier_tokens,
+    latest_items,
     sampled,
 )
 from catalex.recommenders.catalogue import Catalogue
@@ -271,14 +272,8 @@ class RecGPT(Recommender):
         content, trie, model = self._content, self._trie, self._fitted().eval()
         assert content is not None
         assert trie is not None
-        latest = histories.latest(self.options.max_history)
-        lengths = latest.lengths
-        if len(lengths) and lengths.min() == 0:
-            raise user_error(
-                "a history is empty", value=int(lengths.argmin()), remedy="give at least one item"
-            )
-        items = np.full((len(latest), k), ABSENT, np.int64)
-        scores = np.full((len(latest), k), -np.inf, np.float32)
+        latest = latest_items(histories, self.options.max_history)
+        lengths, ranking = latest.lengths, Ranking.empty(len(latest), k)
         padded = latest.padded(len(content.tokens) - 1, self.options.max_history)
         size = self.options.decode_batch
         for begin in range(0, len(latest), size):
@@ -294,8 +289,8 @@ class RecGPT(Recommender):
                 k=k,
                 excluded=None if closed is None else torch.from_numpy(closed.padded(ABSENT)),
             )
-            items[rows], scores[rows] = found.items.cpu().numpy(), found.scores.cpu().numpy()
-        return Ranking(items, scores)
+            ranking.items[rows], ranking.scores[rows] = found.items.cpu().numpy(), found.scores.cpu().numpy()
+        return ranking
 
     def _fitted(self) -> RecGPTModel:
         if self.model is None:

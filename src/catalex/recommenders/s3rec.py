@@ -23,7 +23,7 @@ from catalex.models.sequential.s3rec import S3RecModel, Weights
 from catalex.options import Options, Positive, Rate
 from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.sequential import SequentialOptions, SequentialRecommender
-from catalex.training.loop import Batch, train
+from catalex.training.loop import Batch
 from catalex.training.seeds import generator
 from catalex.training.sequences import item_windows
 from catalex.types import JSON, Ints
@@ -92,23 +92,17 @@ class S3Rec(SequentialRecommender):
             assert isinstance(module, S3RecModel)
             return module.pretraining_loss(batch, weights, o.mask_ratio)
 
-        report = train(
+        report = self.train_before(
             model,
-            plan=lambda epoch: _Windows(windows, o.pretrain_batch_size, seed, epoch, device),
-            loss=loss,
-            validate=lambda _: 0.0,  # once, at the end: nothing is chosen
-            options=o.model_copy(
-                update={
-                    "epochs": o.pretrain_epochs,
-                    "evaluate_every": o.pretrain_epochs,
-                    "batch_size": o.pretrain_batch_size,
-                    "learning_rate": o.pretrain_rate,
-                }
-            ),
+            lambda epoch: _Windows(windows, o.pretrain_batch_size, seed, epoch, device),
+            loss,
+            name="self-supervised",
             seed=seed,
             device=device,
-            partial=partial / "self-supervised" if partial is not None else None,
-            name=f"{self.name}, self-supervised",
+            partial=partial,
+            epochs=o.pretrain_epochs,
+            batch_size=o.pretrain_batch_size,
+            learning_rate=o.pretrain_rate,
         )
         return {"pretrain_seconds": report.seconds, "pretrain_loss": report.curves["loss"]}
 

@@ -33,7 +33,7 @@ from catalex.recommenders.base import (
 from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.popularity import CONFIG_FILE, MODEL_FILE, only_domain
 from catalex.training.distributed import global_mean, process_count
-from catalex.training.loop import Batch, EpochPlan, TrainingOptions, train
+from catalex.training.loop import Batch, EpochPlan, TrainingOptions, TrainingReport, train
 from catalex.training.seeds import generator, seed_torch
 from catalex.training.sequences import Negatives, Prefixes, PrefixPlan, WindowPlan, training_windows
 from catalex.types import JSON, Floats, Ints
@@ -136,6 +136,36 @@ class SequentialRecommender(ScoringRecommender):
             Facts for the report.
         """
         return {}
+
+    def train_before(
+        self,
+        module: nn.Module,
+        plan: Callable[[int], EpochPlan],
+        loss: Callable[[nn.Module, Batch], Tensor],
+        *,
+        name: str,
+        seed: int,
+        device: str,
+        partial: Path | None,
+        **changed: Any,
+    ) -> TrainingReport:
+        """A training within `prepare`, to its end: nothing is chosen by validation.
+
+        Args:
+            name: Of the training and of its checkpoint.
+            changed: Options of the training, ``epochs`` among them, that differ from this recommender's.
+        """
+        return train(
+            module,
+            plan=plan,
+            loss=loss,
+            validate=lambda _: 0.0,  # once, at the end
+            options=self.options.model_copy(update={**changed, "evaluate_every": changed["epochs"]}),
+            seed=seed,
+            device=device,
+            partial=partial / name if partial is not None else None,
+            name=f"{self.name}, {name}",
+        )
 
     def loss(self, model: SequenceModel, batch: Batch) -> Tensor:
         """Mean loss of a batch over all processes."""
@@ -246,8 +276,7 @@ class SequentialRecommender(ScoringRecommender):
 
     def recommend(self, histories: Histories, k: int, excluded: Histories | None = None) -> Ranking:
         """As in the base class, but only the scores that can be among the best `k` leave the device."""
-        items = np.full((len(histories), k), ABSENT, np.int64)
-        best = np.full((len(histories), k), -np.inf, np.float32)
+        ranking = Ranking.empty(len(histories), k)
         for start, scores in self._scores(histories, excluded):
             count = min(k, scores.shape[1])
             # Sorting is stable, topk is not: equal scores have to come out in the order of item ids.
@@ -256,9 +285,10 @@ class SequentialRecommender(ScoringRecommender):
             near = scores.topk(width, dim=1).indices.sort(dim=1).values
             values, order = scores.gather(1, near).sort(dim=1, descending=True, stable=True)
             rows = slice(start, start + len(scores))
-            items[rows, :count] = near.gather(1, order)[:, :count].cpu().numpy()
-            best[rows, :count] = values[:, :count].cpu().numpy()
-        return Ranking(np.where(best == -np.inf, ABSENT, items), best)
+            ranking.items[rows, :count] = near.gather(1, order)[:, :count].cpu().numpy()
+            ranking.scores[rows, :count] = values[:, :count].cpu().numpy()
+        ranking.items[ranking.scores == -np.inf] = ABSENT
+        return ranking
 
     def ranks(self, cases: Cases, k: int, excluded: Histories | None = None) -> Ints:
         """As in the base class, counted on the device."""

@@ -17,7 +17,7 @@ from catalex.artifacts import read_arrays, read_json, write_arrays, write_json
 from catalex.data.histories import Histories
 from catalex.data.histories import popularity as count_interactions
 from catalex.options import Options
-from catalex.recommenders.base import ABSENT, Ranking, RecommenderDomain, ScoringRecommender
+from catalex.recommenders.base import Ranking, RecommenderDomain, ScoringRecommender
 from catalex.recommenders.popularity import CONFIG_FILE, MODEL_FILE, only_domain, validation_ndcg
 from catalex.types import JSON, Floats, Ints
 
@@ -90,8 +90,7 @@ class Transitions(ScoringRecommender):
             return super().recommend(histories, k, excluded)
         base = self._popularity_scores()
         popular = np.argsort(-base, kind="stable")[:k]
-        items = np.full((len(histories), k), ABSENT, np.int64)
-        scores = np.full((len(histories), k), -np.inf, np.float32)
+        ranking = Ranking.empty(len(histories), k)
         for row in range(len(histories)):
             pairs = self._pairs(histories[row])
             followers = self.nexts[pairs]
@@ -99,9 +98,9 @@ class Transitions(ScoringRecommender):
             own = base[candidates]
             own[np.searchsorted(candidates, followers)] += self.counts[pairs]
             order = np.argsort(-own, kind="stable")[:k]
-            items[row, : len(order)] = candidates[order]
-            scores[row, : len(order)] = own[order]
-        return Ranking(items, scores)
+            ranking.items[row, : len(order)] = candidates[order]
+            ranking.scores[row, : len(order)] = own[order]
+        return ranking
 
     def save(self, folder: Path) -> None:
         arrays = {

@@ -27,7 +27,7 @@ from catalex.recommenders.base import RecommenderDomain
 from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.transferring import TransferringOptions, TransferringRecommender, tensor_of
 from catalex.training.distributed import global_mean, process_count
-from catalex.training.loop import Batch, train
+from catalex.training.loop import Batch
 from catalex.training.seeds import generator, seed_torch
 from catalex.types import JSON
 
@@ -142,23 +142,17 @@ class VQRec(TransferringRecommender):
         for parameter in thawed:
             parameter.requires_grad_(False)
         model.train()
-        report = train(
+        report = self.train_before(
             alignment,
-            plan=self.plan(catalogue, training, seed, device),
-            loss=lambda module, batch: _alignment_loss(module, model, batch),
-            validate=lambda _: 0.0,  # once, at the end: nothing is chosen
-            options=o.model_copy(
-                update={
-                    "epochs": o.align_epochs,
-                    "evaluate_every": o.align_epochs,
-                    "learning_rate": o.align_rate,
-                    "weight_decay": 0.0,
-                }
-            ),
+            self.plan(catalogue, training, seed, device),
+            lambda module, batch: _alignment_loss(module, model, batch),
+            name="alignment",
             seed=seed,
             device=device,
-            partial=partial / "alignment" if partial is not None else None,
-            name="alignment of codes",
+            partial=partial,
+            epochs=o.align_epochs,
+            learning_rate=o.align_rate,
+            weight_decay=0.0,
         )
         with torch.no_grad():
             model.code_table.weight.copy_(alignment.table())
