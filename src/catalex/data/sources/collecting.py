@@ -1,16 +1,23 @@
 """From a source's lazy tables to integers: users and items become numbers while the files are read.
 
-It takes one streaming pass: strings are replaced by codes chunk by chunk and never stand in memory together.
+It takes one streaming pass: strings are replaced by 64 bits of a hash chunk by chunk and never stand in
+memory together. Hashes then become codes, which is several times faster than coding the strings. Another 32
+bits of a second hash tell whether two strings share their 64: then, which may never happen, the files are
+read again and the strings themselves are coded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 
 from catalex.data.columns import ITEM_ID, POSITION, SOURCE_ID, TIMESTAMP
 from catalex.data.sources.base import RawDomain, Source
@@ -23,6 +30,8 @@ OnUnknown = Literal["drop", "refuse"]
 OnDuplicate = Literal["refuse", "first"]
 
 UNKNOWN = -1
+CHECK = "check of "
+"""Before the name of a column: 32 bits of its second hash."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ def collect_source(source: Source, unknown_items: OnUnknown, duplicate_items: On
     raw = source.read()
     warnings: list[str] = []
     items = _items(raw, source, duplicate_items, warnings)
-    events = _encoded(raw, items, source)
+    events, dense = _encoded(raw, items, source)
     if events.height == 0:
         raise user_error(
             "there are no interactions",
@@ -81,12 +90,11 @@ def collect_source(source: Source, unknown_items: OnUnknown, duplicate_items: On
             )
         warnings.append(f"dropped {phrase}, first {name!r}")
         events = events.filter(~lost)
-    if _has_own_ids(raw):
-        users = _by_rank(events[USER].to_numpy())
-    else:
-        users = _by_appearance(events[USER].to_numpy())
+    if count or not dense:
+        numbered = _by_rank if _has_own_ids(raw) else _by_appearance
+        events = events.with_columns(pl.Series(USER, numbered(events[USER].to_numpy())))
     images = raw.images if raw.images is not None and raw.images.is_file() else None
-    return Collected(items, events.with_columns(pl.Series(USER, users)), images, warnings)
+    return Collected(items, events, images, warnings)
 
 
 def _has_own_ids(raw: RawDomain) -> bool:
@@ -138,20 +146,76 @@ def _item_code(raw: RawDomain, items: pl.DataFrame) -> pl.Expr:
     return code.fill_null(UNKNOWN).alias(ITEM_ID)
 
 
-def _encoded(raw: RawDomain, items: pl.DataFrame, source: Source) -> pl.DataFrame:
+def _encoded(raw: RawDomain, items: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, bool]:
+    """Users as any integers and items as rows of `items`, with what orders the events; and whether users
+    stand numbered 0.. by first appearance already."""
+    named = [USER] if not raw.interactions.collect_schema()[USER].is_integer() else []
+    named += [] if _has_own_ids(raw) else [SOURCE_ID]
+    hashed = [half for name in named for half in _hashes(name)]
+    events = _collected(raw, source, *(() if USER in named else (pl.col(USER),)), *hashed, *_own(raw, items))
+    halves = {name: (events[name], events[CHECK + name]) for name in named}
+    known = items.select(_hashes(SOURCE_ID)) if SOURCE_ID in named else None
+    tasks: dict[str, Callable[[], Ints | None]] = {}
+    if USER in halves:
+        tasks[USER] = partial(_codes, *halves[USER])
+    if known is not None:
+        tasks[ITEM_ID] = partial(_places, *halves[SOURCE_ID], known[SOURCE_ID], known[CHECK + SOURCE_ID])
+    with ThreadPoolExecutor(2) as pool:  # Arrow codes on one core
+        coded = dict(zip(tasks, pool.map(lambda task: task(), tasks.values()), strict=True))
+    if any(codes is None for codes in coded.values()):
+        user = pl.col(USER).cast(pl.Categorical(pl.Categories.random())).to_physical()
+        user = user if USER in named else pl.col(USER)
+        return _collected(raw, source, user, _item_code(raw, items)), False
+    columns = [pl.Series(name, codes) for name, codes in coded.items()]
+    kept = events.drop([*halves, *(CHECK + name for name in named)]).with_columns(columns)
+    return kept.select(USER, ITEM_ID, pl.exclude(USER, ITEM_ID)), USER in named
+
+
+def _collected(raw: RawDomain, source: Source, *columns: pl.Expr) -> pl.DataFrame:
+    """These columns of the events, and what orders them."""
     schema = raw.interactions.collect_schema()
-    user = pl.col(USER)
-    if not schema[USER].is_integer():
-        user = user.cast(pl.Categorical(pl.Categories.random())).to_physical()
     order = [name for name in (TIMESTAMP, POSITION) if name in schema]
     marked = INVALID in schema
-    frame = raw.interactions.select(user, _item_code(raw, items), *order, *([INVALID] if marked else []))
+    frame = raw.interactions.select(*columns, *order, *([INVALID] if marked else []))
     events = collect(frame, source.files())
     if marked:
         if events[INVALID].any():
             raise explain_invalid(raw.interactions, source.files())
         events = events.drop(INVALID)
     return events
+
+
+def _own(raw: RawDomain, items: pl.DataFrame) -> list[pl.Expr]:
+    """The items' codes where the source brings them."""
+    return [_item_code(raw, items)] if _has_own_ids(raw) else []
+
+
+def _hashes(name: str) -> tuple[pl.Expr, pl.Expr]:
+    """64 bits of a column of strings, and 32 of another hash of them."""
+    text = pl.col(name).cast(pl.String)
+    return text.hash(1), (text.hash(2) % 2**32).cast(pl.UInt32).alias(CHECK + name)
+
+
+def _codes(hashes: pl.Series, checks: pl.Series) -> Ints | None:
+    """``(E,)`` a code for each distinct hash, by first appearance; None if different checks share a hash."""
+    found: Any = pc.dictionary_encode(hashes.to_arrow())
+    codes: Ints = found.indices.to_numpy()
+    own = checks.to_numpy()
+    expected = np.empty(len(found.dictionary), np.uint32)
+    expected[codes] = own
+    return codes if np.array_equal(expected[codes], own) else None
+
+
+def _places(hashes: pl.Series, checks: pl.Series, known: pl.Series, known_checks: pl.Series) -> Ints | None:
+    """``(E,)`` the row of each hash among the known ones, `UNKNOWN` if there is none; None if two known ones
+    are equal, or one that was found has another check."""
+    if known.n_unique() < len(known):
+        return None
+    found: Any = pc.index_in(hashes.to_arrow(), value_set=known.to_arrow())
+    places: Ints = found.fill_null(UNKNOWN).to_numpy()
+    # UNKNOWN reads the last check, which does not matter: it is left out of the comparison
+    same = known_checks.to_numpy()[places] == checks.to_numpy()
+    return places if bool((same | (places == UNKNOWN)).all()) else None
 
 
 def _first_unknown(raw: RawDomain, items: pl.DataFrame, source: Source) -> object:
