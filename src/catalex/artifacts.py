@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as _load_numpy
 from safetensors.numpy import save_file as _save_numpy
 
+from catalex import processes
 from catalex.errors import CatalexError, user_error
 from catalex.types import JSON
 
@@ -285,8 +286,14 @@ class Stage:
 
     @property
     def partial(self) -> Path:
-        """Folder for resumable work of this very stage; emptied when it was begun from other inputs."""
+        """Folder for resumable work of this very stage; emptied when it was begun from other inputs.
+
+        Of several processes the main one sees to that. Another may ask when the main one is done already, and
+        must not make the folder again.
+        """
         folder = self.folder / "partial"
+        if not processes.is_main():
+            return folder
         owner = folder / "fingerprint"
         if folder.is_dir() and not (owner.is_file() and owner.read_text() == self.fingerprint):
             shutil.rmtree(folder)

@@ -93,7 +93,9 @@ def assert_like(one: Path, two: Path, weights: tuple[str, ...]) -> None:
         expected, found = read_arrays(path), read_arrays(two / path.relative_to(one))
         assert expected.keys() == found.keys()
         for name, values in expected.items():
-            np.testing.assert_allclose(found[name], values, atol=1e-4, err_msg=f"{path}: {name}")
+            # Adam makes whole steps, here .003, of gradients near zero: a few weights may differ by one
+            np.testing.assert_allclose(found[name], values, atol=3e-3, err_msg=f"{path}: {name}")
+            assert np.linalg.norm(found[name] - values) <= 2e-3 * np.linalg.norm(values), f"{path}: {name}"
 
 
 def test_utgrec_and_t5_by_two_processes_are_those_of_one(recipe: Path, run_story, tmp_path: Path) -> None:

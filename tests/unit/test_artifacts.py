@@ -233,3 +233,14 @@ def test_a_tampered_output_is_no_input_of_the_next(tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("tampered!")
     with pytest.raises(CatalexError):
         outputs_of(tmp_path, "embed")
+
+
+def test_another_process_never_makes_the_folder_of_partial_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may ask when the main process has finished the stage."""
+    stage = Stage(tmp_path / "s", "fit", {})
+    stage.begin()
+    monkeypatch.setattr("catalex.processes.is_main", lambda: False)
+    assert stage.partial == tmp_path / "s" / "partial"
+    assert not stage.partial.exists()
