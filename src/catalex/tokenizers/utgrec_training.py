@@ -30,7 +30,7 @@ from catalex.tokenizers.utgrec_network import TEXT_STEP, Losses, Step, Targets, 
 from catalex.tokenizers.utgrec_options import UTGRecOptions
 from catalex.training.checkpoint import load_checkpoint, save_checkpoint
 from catalex.training.distributed import average_gradients, meet, same_everywhere, share
-from catalex.training.optim import adamw, learning_rate, set_learning_rate
+from catalex.training.optim import adam, learning_rate, set_learning_rate
 from catalex.types import Ints
 
 SAMPLE = 16384
@@ -129,7 +129,7 @@ def train_utgrec(
     peak = o.fine_tune_rate if fine_tune else o.learning_rate
     rising = round(o.warmup * plan.steps)
     warm = _unquantized_steps(o, plan.steps, fine_tune)
-    optimizer = adamw(network, peak, o.weight_decay, device, fast=network.decoders(), ratio=o.decoder_ratio)
+    optimizer = adam(network, peak, o.weight_decay, device, fast=network.decoders(), ratio=o.decoder_ratio)
     curves: Curves = {key: [] for key in Losses._fields}
     curves.update({"utilisation": [], "utilisation_at": []})
     sums, begin = torch.zeros(len(Losses._fields), dtype=torch.float64, device=device), 0

@@ -26,7 +26,7 @@ from catalex.options import Options, Positive
 from catalex.progress import Track, say
 from catalex.training.checkpoint import load_checkpoint, save_checkpoint
 from catalex.training.distributed import average_gradients, meet, same_everywhere, share
-from catalex.training.optim import Recipe, Schedule, adamw, learning_rate, set_learning_rate
+from catalex.training.optim import Decay, Recipe, Schedule, adam, learning_rate, set_learning_rate
 from catalex.training.seeds import deterministic, seed_torch
 
 Batch = Mapping[str, Tensor]
@@ -53,9 +53,12 @@ class TrainingOptions(Options):
     batch_size: Positive = 1024
     """Examples a step, over all processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of Adam."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decay of matrices (gains and biases are never decayed)."""
+    """How much weights decay."""
+    decay: Decay = "decoupled"
+    """`decoupled`: AdamW, of matrices alone. `l2`: Adam with the weights added to the gradients, all of them
+    (`training.optim.Decay`)."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
     schedule: Schedule = "constant"
@@ -128,10 +131,16 @@ def train(
         )
     model.to(device)
     same_everywhere(model.state_dict().values())
-    recipe = Recipe(options.learning_rate, options.weight_decay, options.warmup_steps)
+    recipe = Recipe(options.learning_rate, options.weight_decay, options.warmup_steps, options.decay)
     recipe = recipe.for_batch(options.batch_size, options.base_batch_size)
-    optimizer = adamw(
-        model, recipe.learning_rate, recipe.weight_decay, device, betas=recipe.betas, eps=recipe.eps
+    optimizer = adam(
+        model,
+        recipe.learning_rate,
+        recipe.weight_decay,
+        device,
+        decay=recipe.decay,
+        betas=recipe.betas,
+        eps=recipe.eps,
     )
     report, epoch, begin, total, best = TrainingReport(), 0, 0, 0.0, None
     restored = load_checkpoint(partial, model, optimizer) if partial is not None else None

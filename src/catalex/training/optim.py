@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and the learning-rate schedules."""
+"""Adam with decay in one of two ways, and the learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from torch import nn
 
 Schedule = Literal["cosine", "constant", "inverse-sqrt"]
 
+Decay = Literal["decoupled", "l2"]
+"""`decoupled`: a step takes away a share of each matrix beside what Adam does (AdamW). `l2`: the weights are
+added to the gradients before Adam scales them, so what has no gradient of its own, such as the embedding of
+an item that is seldom seen, shrinks by whole steps; of all parameters, as public code of sequential
+recommenders has it."""
+
 RATIO = "rate_ratio"
 """Key of a parameter group: its learning rate as a multiple of the others'."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What AdamW is told, after the batch size was taken into account."""
+    """What Adam is told, after the batch size was taken into account."""
 
     learning_rate: float
     weight_decay: float
     warmup_steps: int
+    decay: Decay = "decoupled"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
@@ -32,7 +39,8 @@ class Recipe:
         With ``k = batch_size / base``, k times fewer steps take the same path through the loss if the rate
         grows by ``sqrt(k)``, the averages forget k times faster, and eps shrinks by ``sqrt(k)`` (Malladi et
         al. 2022, arXiv 2205.10287). The decay of a step grows with the rate and by ``sqrt(k)`` again, so that
-        as much is decayed in an epoch; warm-up takes as many examples as before.
+        as much is decayed in an epoch; warm-up takes as many examples as before. Decay of kind `l2` is part
+        of the loss and stays as it is.
 
         >>> recipe = Recipe(1e-3, 0.05, 300).for_batch(4096, 1024)
         >>> recipe.learning_rate, recipe.warmup_steps, [round(beta, 6) for beta in recipe.betas]
@@ -43,14 +51,15 @@ class Recipe:
         k = batch_size / base
         return Recipe(
             self.learning_rate * math.sqrt(k),
-            self.weight_decay * math.sqrt(k),
+            self.weight_decay * (math.sqrt(k) if self.decay == "decoupled" else 1.0),
             math.ceil(self.warmup_steps / k),
+            self.decay,
             (max(0.0, 1 - k * (1 - self.betas[0])), max(0.0, 1 - k * (1 - self.betas[1]))),
             self.eps / math.sqrt(k),
         )
 
 
-def adamw(
+def adam(
     model: nn.Module,
     learning_rate: float,
     weight_decay: float,
@@ -58,20 +67,22 @@ def adamw(
     *,
     fast: Iterable[nn.Parameter] = (),
     ratio: float = 1.0,
+    decay: Decay = "decoupled",
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-) -> torch.optim.AdamW:
-    """AdamW; gains, biases and other vectors are not decayed.
+) -> torch.optim.Adam:
+    """AdamW, which decays no gains, biases or other vectors; or Adam with L2.
 
     The learning rate is a tensor on CUDA, so that a captured step sees its changes.
 
     Args:
         model: Whose trained parameters it steps.
         learning_rate: Of the first step.
-        weight_decay: Of matrices.
+        weight_decay: How much; of matrices, of kind `l2` of all.
         device: "cpu" or "cuda".
         fast: Parameters that take `ratio` times the rate of the others.
         ratio: See `fast`.
+        decay: Its kind.
         betas: How much of the averages of gradients and of their squares a step keeps.
         eps: Added to the root of the latter.
     """
@@ -87,14 +98,13 @@ def adamw(
             groups.append(
                 {
                     "params": chosen,
-                    "weight_decay": weight_decay if matrices else 0.0,
+                    "weight_decay": weight_decay if matrices or decay == "l2" else 0.0,
                     "lr": torch.tensor(rate, device=device) if on_cuda else rate,
                     RATIO: share,
                 }
             )
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], betas=betas, eps=eps, fused=on_cuda, capturable=on_cuda
-    )
+    kind = torch.optim.AdamW if decay == "decoupled" else torch.optim.Adam
+    return kind([g for g in groups if g["params"]], betas=betas, eps=eps, fused=on_cuda, capturable=on_cuda)
 
 
 def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: Schedule) -> float:
