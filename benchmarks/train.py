@@ -38,7 +38,7 @@ from catalex.models.t5_folder import state_for_transformers
 from catalex.models.t5_packed import packed_loss
 from catalex.training.examples import PrefixExamples, TokenTable
 from catalex.training.loop import TrainingOptions, make_step
-from catalex.training.optim import adamw
+from catalex.training.optim import adam
 from catalex.training.packed_examples import PackedBatches, PackedExamples
 from catalex.training.seeds import seed_torch
 from catalex.types import Ints
@@ -139,7 +139,7 @@ class Ours:
         self.model, self.device = model, device
         self.examples = prefixes(histories, size, device, synthetic=len(histories) == 20_000)
         self.plan: PackedBatches = PackedExamples(self.examples).plan(0)
-        self.optimizer = adamw(model, OPTIONS.learning_rate, OPTIONS.weight_decay, device)
+        self.optimizer = adam(model, OPTIONS.learning_rate, OPTIONS.weight_decay, device)
         self.step = make_step(model, _loss, self.optimizer, OPTIONS, device)
 
     def members(self, number: int) -> Ints:

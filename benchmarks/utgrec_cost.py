@@ -43,7 +43,7 @@ from catalex.reporting.ledger import BenchmarkLine, append, machine_name
 from catalex.tokenizers.utgrec_network import Step, UTGRecNetwork
 from catalex.tokenizers.utgrec_options import UTGRecOptions
 from catalex.tokenizers.utgrec_training import ROWS, Material, _backward, _step, project_rows
-from catalex.training.optim import adamw
+from catalex.training.optim import adam
 from catalex.types import Ints
 
 ENCODERS = ("mini", "smolvl", "qwen2-vl")
@@ -200,7 +200,7 @@ def out_of_memory(error: Exception) -> bool:
 def _train(network: UTGRecNetwork, material: Material, a: argparse.Namespace, device: str) -> Measured:
     o = network.options
     processes = PartialState(cpu=device == "cpu")
-    optimizer = adamw(network, o.learning_rate, o.weight_decay, device)
+    optimizer = adam(network, o.learning_rate, o.weight_decay, device)
     order = np.random.default_rng(1)
     drawn: list[Ints] = []
     making: list[float] = []

@@ -32,7 +32,7 @@ from catalex.models.bidirectional import BlockShape
 from catalex.models.content_decoders import VisualDecoder
 from catalex.pipelines.workspace import resolve_device
 from catalex.progress import say
-from catalex.training.optim import adamw, learning_rate, set_learning_rate
+from catalex.training.optim import adam, learning_rate, set_learning_rate
 
 LEVELS = 3
 ACROSS = 4
@@ -123,7 +123,7 @@ def most_watched_posters(folder: Path, count: int) -> list[bytes]:
 
 def train(model: LearnedByHeart, latents: Tensor, o: argparse.Namespace, device: str) -> None:
     """All movies in every step; prints the loss about twenty times."""
-    optimizer = adamw(model, o.rate, weight_decay=0.0, device=device)
+    optimizer = adam(model, o.rate, weight_decay=0.0, device=device)
     present = torch.ones(len(latents), device=device)
     began, losses = time.monotonic(), []
     for step in range(o.steps):

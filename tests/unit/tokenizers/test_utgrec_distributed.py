@@ -47,7 +47,7 @@ def trained(which: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The curves, and the weights after three steps."""
     network, material = build(settings_of(which, folder), TOYS, images=which == "images", seed=SEED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utgrec_training, "adamw", sgd)
+        patch.setattr(utgrec_training, "adam", sgd)
         facts = train_utgrec(network, material, seed=SEED, device="cpu", partial=None, name=which)
     return facts, {name: value.numpy() for name, value in network.state_dict().items()}
 
