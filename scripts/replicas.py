@@ -36,6 +36,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 ADDRESS = re.compile(r"catalex answers at http://localhost:(\d+)")
 WORDS = ("red", "blue", "mug", "bag", "light", "heart", "paper", "tin", "clock", "bird", "cake", "retrospot")
+PAUSE = 0.05
+"""Seconds between two adds of a writer: a quick machine would fill the identifiers of a small catalogue."""
 PATIENCE = 20.0
 """Seconds after which a change counts as never seen."""
 STALE = 1.0
@@ -205,6 +207,7 @@ def outage(
             answer = add(replica, f"{own}{count}", r)
             if answer.status_code == 201:
                 acknowledged[f"{own}{count}"] = answer.json()["items"][0]["identifier"]
+                time.sleep(PAUSE)
             elif answer.status_code == 503:
                 refused[0] += 1
                 time.sleep(0.02)
