@@ -93,9 +93,7 @@ def assert_like(one: Path, two: Path, weights: tuple[str, ...]) -> None:
         expected, found = read_arrays(path), read_arrays(two / path.relative_to(one))
         assert expected.keys() == found.keys()
         for name, values in expected.items():
-            # Adam makes whole steps, here .003, of gradients near zero: a few weights may differ by one
-            np.testing.assert_allclose(found[name], values, atol=3e-3, err_msg=f"{path}: {name}")
-            assert np.linalg.norm(found[name] - values) <= 2e-3 * np.linalg.norm(values), f"{path}: {name}"
+            np.testing.assert_allclose(found[name], values, atol=1e-4, err_msg=f"{path}: {name}")
 
 
 def test_utgrec_and_t5_by_two_processes_are_those_of_one(recipe: Path, run_story, tmp_path: Path) -> None:
@@ -131,9 +129,12 @@ def test_utgrec_and_t5_by_two_processes_are_those_of_one(recipe: Path, run_story
 def test_rqkmeans_and_sasrec_by_two_processes_are_those_of_one(
     recipe: Path, run_story, tmp_path: Path
 ) -> None:
-    (outcome,) = several({"folder": tmp_path / "two", "arguments": arguments("run", recipe, CALM)})
+    # At the story's own rate the input of one ReLU is -2.7e-7 in step 5 of the transfer. Its sign is a matter
+    # of rounding, and so of the rows of a batch; with it turned, one process gives what two give (to 1e-7).
+    calm = (*CALM, "recommender.training.learning_rate=0.002")
+    (outcome,) = several({"folder": tmp_path / "two", "arguments": arguments("run", recipe, calm)})
     assert outcome["codes"] == [0, 0], outcome["said"]
-    one, two = run_story(tmp_path / "one", *CALM) / "run", tmp_path / "two" / "run"
+    one, two = run_story(tmp_path / "one", *calm) / "run", tmp_path / "two" / "run"
     assert_whole(two)
     assert_like(one, two, (*SHARED_WEIGHTS[:1], *SHARED_WEIGHTS[2:], *SINGLE_WEIGHTS))
 
