@@ -184,14 +184,16 @@ def learned(
     return report.curves["loss"][-1], weights
 
 
-def assert_learned_alike(one: float, other: float) -> None:
-    """Both learned nearly all that there is, and are apart by little of it.
+def mean_loss(device: str, **way: Any) -> float:
+    """Mean of `learned` over seeds: batches and dropout differ between the ways, so the last losses of one
+    seed are two draws, up to a quarter apart."""
+    return float(np.mean([learned(device, seed=seed, **way)[0] for seed in range(6)]))
 
-    Batches and dropout differ between the ways, so the last losses are two draws, some hundredths each: how
-    near they are is judged against what was to be learned, not against what is left.
-    """
+
+def assert_learned_alike(one: float, other: float) -> None:
+    """Both learned nearly all that there is, and what is left is alike."""
     assert max(one, other) < 0.05 * UNLEARNED
-    assert abs(one - other) < 0.015 * UNLEARNED
+    assert one == pytest.approx(other, rel=0.15)
 
 
 @pytest.mark.gpu
@@ -201,13 +203,13 @@ def test_captured_steps_repeat_to_the_bit_and_learn_as_plain_ones() -> None:
     again, same = learned("cuda", fused=True)
     assert last == again
     assert torch.equal(weights, same)
-    assert_learned_alike(last, learned("cuda", fused=False)[0])
+    assert_learned_alike(mean_loss("cuda", fused=True), mean_loss("cuda", fused=False))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["groups", "rows"])
 def test_packed_steps_learn_as_plain_ones(layout: Layout) -> None:
-    plain = learned("cpu", fused=False)[0]
-    assert_learned_alike(learned("cpu", fused=True, layout=layout)[0], plain)
+    plain = mean_loss("cpu", fused=False)
+    assert_learned_alike(mean_loss("cpu", fused=True, layout=layout), plain)
     with pytest.raises(AssertionError):
         assert_learned_alike(learned("cpu", fused=True, layout=layout, wrong=True)[0], plain)
