@@ -13,12 +13,12 @@ CODES = 256
 
 
 def catalogue(items: int, levels: int) -> np.ndarray[Any, Any]:
-    """``(items, levels)`` distinct random identifiers as tokens, in random order."""
+    """``(items, levels)`` distinct random identifiers as tokens, in random order, or all there are."""
     total = CODES**levels
-    if items > 0.9 * total:
+    if 0.9 * total < items != total:
         raise SystemExit(f"{items} distinct identifiers of {levels} codes cannot be drawn; raise --levels")
     generator = np.random.default_rng(0)
-    drawn = np.zeros(0, np.int64)
+    drawn = np.arange(total if items == total else 0)
     while len(drawn) < items:
         drawn = np.unique(np.concatenate([drawn, generator.integers(0, total, items + items // 4 + 100)]))
     drawn = generator.permutation(drawn)[:items]

@@ -7,6 +7,7 @@ the device's time that choosing among the trie's nodes takes, and what masks cos
 
     python benchmarks/decode_cuda.py
     python benchmarks/decode_cuda.py --sweep items --sizes 10000 25000 1000000 10000000
+    python benchmarks/decode_cuda.py --constraint
     python benchmarks/decode_cuda.py --profile
 
 Without a CUDA device it says so and ends.
@@ -56,6 +57,9 @@ def main() -> None:
     if options.sweep is not None:
         sweep(options, model)
         return
+    if options.constraint:
+        constraint(options, model)
+        return
     trie = Trie(rows)
     engine = Engine(model, trie, beam=options.beam, k=K, precision=options.precision)
     print(f"{options.items:,} items, beam {options.beam}, {options.precision}, kind {engine.kind}")
@@ -94,6 +98,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--sweep", choices=list(SIZES), help="against one size instead")
     parser.add_argument("--sizes", type=int, nargs="+", help="values of the sweep")
+    parser.add_argument(
+        "--constraint", action="store_true", help="against a catalogue that restricts nothing"
+    )
     parser.add_argument("--profile", action="store_true", help="print a table of kernels")
     parser.add_argument("--record", type=Path, help="benchmark ledger to append to")
     return parser.parse_args()
@@ -160,14 +167,7 @@ def latency(
 
 def shares(options: argparse.Namespace, engine: Engine, tokens: torch.Tensor) -> None:
     """The device's time by kernel: share of choosing, share of the call, and the table when asked for."""
-    from torch.profiler import ProfilerActivity, profile
-
-    engine.search(tokens)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(5):
-            engine.search(tokens)
-        torch.cuda.synchronize()
-    kernels = {event.key: event.self_device_time_total / 5 for event in profiler.key_averages()}
+    kernels = by_kernel(partial(engine.search, tokens))
     total = sum(kernels.values())
     choosing = sum(value for name, value in kernels.items() if name.split("(")[0] in CHOOSING)
     print(f"             {total / len(tokens):.2f} us a user on the device, choosing {choosing / total:.1%}")
@@ -175,6 +175,18 @@ def shares(options: argparse.Namespace, engine: Engine, tokens: torch.Tensor) ->
     if options.profile:
         for name, value in sorted(kernels.items(), key=lambda pair: -pair[1])[:25]:
             print(f"             {value:10.1f} us {value / total:6.1%}  {name[:80]}")
+
+
+def by_kernel(run: Callable[[], Any]) -> dict[str, float]:
+    """Microseconds of the device in each kernel during a call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(5):
+            run()
+        torch.cuda.synchronize()
+    return {event.key: event.self_device_time_total / 5 for event in profiler.key_averages()}
 
 
 def restrictions(options: argparse.Namespace, engine: Engine, tokens: torch.Tensor) -> None:
@@ -198,6 +210,48 @@ def restrictions(options: argparse.Namespace, engine: Engine, tokens: torch.Tens
     for name, values in found.items():
         print(f"batch {users}, {name}: {statistics.median(values) / plain:.3f} x")
         record(options, f"batch-{users}-{name.replace(' ', '-')}", statistics.median(values) / plain, "x")
+    if not options.profile:
+        return
+    kernels = {name: by_kernel(run) for name, run in runs.items()}
+    for kernel in sorted(set().union(*kernels.values())):
+        values = [found.get(kernel, 0.0) for found in kernels.values()]
+        if max(values) - min(values) > 2:
+            print("             " + "".join(f"{value:9.1f}" for value in values) + f" us  {kernel[:60]}")
+
+
+def constraint(options: argparse.Namespace, model: T5) -> None:
+    """Catalogues against one of all identifiers, where each code may follow each prefix.
+
+    The search over that one is a beam search without a constraint, by the same kernels.
+    """
+    complete = CODES**options.levels
+    sizes = [*(options.sizes or SIZES["items"]), complete]
+    rows = {size: catalogue(size, options.levels) for size in sizes}
+    engines = {
+        size: Engine(model, Trie(rows[size]), beam=options.beam, k=K, precision=options.precision)
+        for size in sizes
+    }
+    for batch in options.batches:
+        tokens = histories(rows[sizes[0]], batch, options.history, model.vocabulary - 1)
+        found: dict[int, list[float]] = {size: [] for size in sizes}
+        for number in range(options.repeats + 3):
+            for size, engine in engines.items():
+                elapsed = timed(partial(engine.search, tokens))
+                found[size] += [elapsed] if number > 2 else []
+        unrestricted = statistics.median(found[complete])
+        for size, values in found.items():
+            ratio = statistics.median(values) / unrestricted
+            kernels = by_kernel(partial(engines[size].search, tokens))
+            choosing = sum(value for name, value in kernels.items() if name.split("(")[0] in CHOOSING)
+            print(
+                f"batch {batch:5d}, {size:>10,} items: {ratio:.3f} x of no constraint, "
+                f"choosing {choosing:.1f} of {sum(kernels.values()):.1f} us"
+            )
+            name = f"constraint-{size}-batch-{batch}"
+            record(
+                options, name, statistics.median(values) / batch * 1e6, "us a user",
+                "every identifier valid", ratio,
+            )  # fmt: skip
 
 
 def sweep(options: argparse.Namespace, model: T5) -> None:

@@ -16,7 +16,7 @@ from catalex.decoding import ABSENT, Trie, beam_search
 from catalex.decoding.engine import Engine
 from catalex.decoding.engine.index import StaticIndex
 from catalex.decoding.engine.masks import open_nodes
-from catalex.decoding.engine.plain import Plain, encoder_bias, padding_bias
+from catalex.decoding.engine.plain import DEAD, Plain, encoder_bias, padding_bias
 from catalex.decoding.engine.program import Beams
 from catalex.decoding.engine.weights import Weights
 from catalex.models.t5 import T5, T5Options
@@ -24,7 +24,9 @@ from catalex.models.t5 import T5, T5Options
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
-pytest.importorskip("triton", reason="the kernels need triton")
+triton = pytest.importorskip("triton", reason="the kernels need triton")
+tl = pytest.importorskip("triton.language")
+limit_of = pytest.importorskip("catalex.decoding.engine.kernels.selection").limit_of
 
 if TYPE_CHECKING:
     from catalex.decoding.engine.fused import Fused
@@ -156,6 +158,13 @@ def test_head(plain: Plain, fused: Fused, index: StaticIndex) -> None:
         near(log_sums.logsumexp(0), expected[1])
 
 
+@triton.jit
+def limits(values_ptr, counts_ptr, found_ptr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0)
+    values = tl.load(values_ptr + row * N + tl.arange(0, N))
+    tl.store(found_ptr + row, limit_of(values, tl.load(counts_ptr + row)))
+
+
 def some_beams(index: StaticIndex, width: int) -> Beams:
     """Nodes of the first level in their order, some missing."""
     names = torch.stack([torch.randperm(12)[:width].sort().values for _ in range(USERS)]).int()
@@ -211,6 +220,23 @@ def test_selection(
     ]
     assert torch.equal(steps[1][0][0], steps[0][0])
     assert torch.equal(steps[1][1], steps[0][1])
+
+
+@pytest.mark.parametrize("kinds", [3, 40, 2**30])
+def test_the_limit_parts_the_smallest_from_the_rest(kinds: int) -> None:
+    """Against sorting, with few and with many kinds of values, of which some are dead."""
+    generator = np.random.default_rng(kinds)
+    for size in (16, 256):
+        for scale in (1, 1000):
+            values = (generator.exponential(0.2, (20, size)) * kinds * scale % 2**31).astype(np.int32)
+            values = np.where(generator.random((20, size)) < 0.3, DEAD, values)
+            counts = generator.integers(1, size, 20).astype(np.int32)
+            found = torch.zeros(20, dtype=torch.int32, device=DEVICE)
+            given = (torch.from_numpy(array).to(DEVICE) for array in (values, counts))
+            limits[(20,)](*given, found, N=size)
+            for row, count, limit in zip(values, counts, found.tolist(), strict=True):
+                below = int((row < limit).sum())
+                assert below == count or limit == np.sort(row)[count]
 
 
 @pytest.mark.parametrize("entries", [16, 128, 256])
