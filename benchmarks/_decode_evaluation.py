@@ -3,7 +3,8 @@
 Users of a synthetic domain have histories of 1 to S items and one target each. The evaluation is the one of
 `catalex evaluate`: the recommender's lists, ranks, and the summary with all metrics. Beside it the search is
 asked for the same batches, whose tokens are ready. Both take turns. Rounds on a busy machine differ by more
-than what is looked for, so an evaluation also tells how much of itself was spent outside of its searches.
+than what is looked for, so on a CPU, where a search waits for its answers, an evaluation also tells how much
+of itself was spent outside of its searches.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ import torch
 from _decode_work import CODES, catalogue
 
 from catalex.data.histories import Cases, Histories
+from catalex.decoding.engine import Engine
 from catalex.evaluation.protocol import CHUNK, evaluate
 from catalex.evaluation.results import summary
 from catalex.recommenders.base import RecommenderDomain
@@ -38,29 +42,20 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     tokens = batches(recommender, cases)
     engine = recommender._engine(K, options.beam)
     answers: dict[str, Any] = {}
-    inside: list[float] = []
     within: list[float] = []
-    search = engine.search
-
-    def timed(*values: Any, **more: Any) -> Any:
-        began = time.perf_counter()
-        found = search(*values, **more)
-        inside.append(time.perf_counter() - began)
-        return found
 
     def whole() -> None:
+        inside: list[float] = []
         began = time.perf_counter()
-        inside.clear()
-        engine.search = timed  # type: ignore[method-assign]
-        result = evaluate(recommender, cases, system="t5", domain=SPLIT, split_id=SPLIT, seed=0)
-        summary(result, popularity)
+        with replaced(engine, partial(timed, engine.search_each, inside)):
+            result = evaluate(recommender, cases, system="t5", domain=SPLIT, split_id=SPLIT, seed=0)
+            summary(result, popularity)
         within.append((time.perf_counter() - began) / sum(inside))
-        engine.search = search  # type: ignore[method-assign]
         answers["evaluation"] = result.top
 
     def alone() -> None:
-        found = [engine.search(batch).items for batch in tokens]  # on the CPU: the device has been waited for
-        answers["decoding"] = torch.cat(found).numpy()
+        found = engine.search_each((batch, None) for batch in tokens)
+        answers["decoding"] = torch.cat([best.items for best in found]).numpy()  # which waits for the device
 
     runs: dict[str, Callable[[], None]] = {"evaluation": whole, "decoding": alone}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -76,7 +71,36 @@ def measured(options: argparse.Namespace) -> dict[str, float]:
     ratios = [one / other for one, other in zip(times["evaluation"], times["decoding"], strict=True)]
     found = {name: statistics.median(values) for name, values in times.items()}
     found |= {"ratio": statistics.median(ratios), "smallest": min(ratios), "largest": max(ratios)}
-    return found | {"within": statistics.median(within[1:])}
+    return found | ({"within": statistics.median(within[1:])} if options.device == "cpu" else {})
+
+
+def timed(search_each: Any, inside: list[float], batches: Iterable[Any]) -> Iterator[Any]:
+    """The answers of `search_each`; `inside` gets the seconds spent there and not in making the batches."""
+    making = [0.0]
+
+    def made_in_time() -> Iterator[Any]:
+        began = time.perf_counter()
+        for batch in batches:
+            making[0] += time.perf_counter() - began
+            yield batch
+            began = time.perf_counter()
+        making[0] += time.perf_counter() - began
+
+    began = time.perf_counter()
+    for answer in search_each(made_in_time()):
+        inside.append(time.perf_counter() - began - making[0])
+        yield answer
+        began, making[0] = time.perf_counter(), 0.0
+
+
+@contextmanager
+def replaced(engine: Engine, search_each: Any) -> Iterator[None]:
+    """`search_each` in place of the engine's own."""
+    engine.search_each = search_each  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del engine.search_each
 
 
 def made(options: argparse.Namespace) -> tuple[Generative, Cases]:
@@ -111,13 +135,13 @@ def batches(recommender: Generative, cases: Cases) -> list[torch.Tensor]:
     """Tokens of the batches that an evaluation decodes."""
     heard: list[torch.Tensor] = []
     engine = recommender._engine(K, recommender.options.beam)
-    search = engine.search
+    search_each = engine.search_each
 
-    def listening(tokens: torch.Tensor, **more: Any) -> Any:
-        heard.append(tokens)
-        return search(tokens, **more)
+    def listening(batches: Iterable[Any]) -> Iterator[Any]:
+        kept = list(batches)
+        heard.extend(tokens for tokens, _ in kept)
+        return search_each(kept)
 
-    engine.search = listening  # type: ignore[method-assign]
-    evaluate(recommender, cases, system="t5", domain=SPLIT, split_id=SPLIT, seed=0)
-    engine.search = search  # type: ignore[method-assign]
+    with replaced(engine, listening):
+        evaluate(recommender, cases, system="t5", domain=SPLIT, split_id=SPLIT, seed=0)
     return heard

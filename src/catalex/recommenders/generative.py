@@ -7,7 +7,7 @@ optimiser (UTGRec, arXiv 2504.04405, section 2.4).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -237,12 +237,15 @@ class Generative(Recommender):
         ranking = Ranking.empty(len(latest), k)
         order = np.argsort(latest.lengths, kind="stable")
         self.model.eval()
-        engine = self._engine(k, beam)
-        for begin in range(0, len(order), self.options.decode_batch):
-            rows = order[begin : begin + self.options.decode_batch]
-            tokens = self._table.write(*_padded(latest.take(rows), self._table.pad, self.device))
-            closed = None if excluded is None else torch.from_numpy(excluded.take(rows).padded(ABSENT))
-            found = engine.search(tokens, excluded=closed)
+        size, table = self.options.decode_batch, self._table
+        chosen = [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+        def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+            for rows in chosen:
+                closed = None if excluded is None else torch.from_numpy(excluded.take(rows).padded(ABSENT))
+                yield table.write(*_padded(latest.take(rows), table.pad, self.device)), closed
+
+        for rows, found in zip(chosen, self._engine(k, beam).search_each(batches()), strict=True):
             ranking.items[rows], ranking.scores[rows] = found.items.numpy(), found.scores.numpy()
         return ranking
 

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from pydantic import Field
 from torch import Tensor, nn
 
+from catalex.capturing import capturing
 from catalex.errors import user_error
 from catalex.options import Options, Positive
 from catalex.progress import Track, say
@@ -302,7 +303,7 @@ class _CapturedStep:
         if shape not in self.graphs:
             inputs = {key: value.clone() for key, value in batch.items()}
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            with capturing(graph, self.pool):
                 output = self.eager(inputs)
             self.pool = self.pool or graph.pool()
             self.graphs[shape] = (graph, inputs, output)

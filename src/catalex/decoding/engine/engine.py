@@ -9,7 +9,8 @@ products.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from catalex.decoding.beam import Decoded, Precision, beam_search, check_sizes, nothing_found
 from catalex.decoding.engine.index import StaticIndex, power_of_two
-from catalex.decoding.engine.masks import Masks, open_nodes
+from catalex.decoding.engine.masks import Masks, open_tokens
 from catalex.decoding.engine.plain import Plain
 from catalex.decoding.engine.program import Operations, search
 from catalex.decoding.engine.recording import SLOTS, Bucket, Pending, Recording
@@ -31,6 +32,9 @@ from catalex.models.t5 import PAD, T5
 
 Kind: TypeAlias = Literal["beam", "plain", "fused"]
 """What searches: `beam_search`, the captured program in torch, or the captured program in Triton."""
+
+Batch: TypeAlias = tuple[Tensor, Restrictions]
+"""Tokens ``(U, T)`` and what may come out for them."""
 
 TOKENS = 16
 """Histories are padded to a multiple of it."""
@@ -118,7 +122,7 @@ class Engine:
         self._recordings = {bucket: r for bucket, r in self._recordings.items() if not bucket.filters}
         self._filter_levels = ()
         if self._filters is not None and self.kind != "beam":
-            self._filter_levels = tuple(open_nodes(self._index, self._filters.to(self.device)))
+            self._filter_levels = tuple(open_tokens(self._index, self._filters.to(self.device)))
 
     def _follow(self) -> None:
         """See what became of the trie."""
@@ -176,19 +180,48 @@ class Engine:
             self._follow()
             kept = None if self._filters is None else len(self._filters) - 1
             check(tokens, restrictions, self.model.vocabulary, self.trie.size, kept)
-            if self._falls_back or len(tokens) == 0:
-                return self._fall_back(tokens, restrictions)
-            if len(tokens) <= LARGEST:
-                return _numbers(self._start(tokens, restrictions).result())
-            parts: list[Decoded] = []
-            waiting: list[Pending] = []
-            for begin in range(0, len(tokens), LARGEST):
-                if len(waiting) == SLOTS:
-                    parts.append(waiting.pop(0).result())
-                users = slice(begin, begin + LARGEST)
-                waiting.append(self._start(tokens[users], restrictions.of(users)))
-            parts += [pending.result() for pending in waiting]
-        return _numbers(Decoded(torch.cat([p.items for p in parts]), torch.cat([p.scores for p in parts])))
+            if len(tokens) <= LARGEST or self._falls_back:
+                return next(self._each([(tokens, restrictions)]))
+            pieces = [slice(begin, begin + LARGEST) for begin in range(0, len(tokens), LARGEST)]
+            parts = list(self._each((tokens[users], restrictions.of(users)) for users in pieces))
+        return Decoded(torch.cat([p.items for p in parts]), torch.cat([p.scores for p in parts]))
+
+    def search_each(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Decoded]:
+        """`search` for several batches of tokens and excluded items, in their order.
+
+        While the device works on one batch the next is made and handed over. The engine is this caller's
+        until the last answer is taken.
+
+        Args:
+            batches: ``(tokens, excluded)`` of at most `LARGEST` users each.
+
+        Raises:
+            CatalexError: As `search`.
+            FloatingPointError: As `search`.
+        """
+        with self._lock:
+            self._follow()
+            yield from self._each(self._checked(batches))
+
+    def _checked(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
+        for tokens, excluded in batches:
+            restrictions = Restrictions(excluded=excluded)
+            check(tokens, restrictions, self.model.vocabulary, self.trie.size, None)
+            yield tokens, restrictions
+
+    def _each(self, batches: Iterable[Batch]) -> Iterator[Decoded]:
+        """Answers of checked batches in their order, two of them on the device at most."""
+        waiting: deque[Pending] = deque()
+        for tokens, restrictions in batches:
+            at_once = self._falls_back or len(tokens) == 0
+            while len(waiting) > (0 if at_once else SLOTS - 1):
+                yield _numbers(waiting.popleft().result())
+            if at_once:
+                yield self._fall_back(tokens, restrictions)
+            else:
+                waiting.append(self._start(tokens, restrictions))
+        while waiting:
+            yield _numbers(waiting.popleft().result())
 
     def search_all(
         self,
@@ -214,34 +247,22 @@ class Engine:
             )
         order = np.argsort(lengths, kind="stable")
         found = nothing_found(len(lengths), self.k, torch.device("cpu"))
-        waiting: list[tuple[NDArray[np.int64], Pending]] = []
+        size = min(batch_size, LARGEST)
+        chosen = [order[begin : begin + size] for begin in range(0, len(order), size)]
 
-        def put_away(rows: NDArray[np.int64], best: Decoded) -> None:
+        def batches() -> Iterator[tuple[Tensor, None]]:
+            for rows in chosen:
+                padded = np.full((len(rows), lengths[rows].max()), PAD, np.int64)
+                for line, row in zip(padded, rows, strict=True):
+                    line[: lengths[row]] = histories[row]
+                yield torch.from_numpy(padded), None
+
+        for rows, best in zip(chosen, self.search_each(batches()), strict=True):
             where = torch.from_numpy(rows)
             found.items[where], found.scores[where] = best.items, best.scores
             if progress is not None:
                 progress(len(rows))
-
-        with self._lock:
-            self._follow()
-            size = min(batch_size, LARGEST)
-            for begin in range(0, len(order), size):
-                rows = order[begin : begin + size]
-                padded = np.full((len(rows), lengths[rows].max()), PAD, np.int64)
-                for line, row in zip(padded, rows, strict=True):
-                    line[: lengths[row]] = histories[row]
-                tokens = torch.from_numpy(padded)
-                check(tokens, Restrictions(), self.model.vocabulary, self.trie.size, None)
-                if self._falls_back:
-                    put_away(rows, self._fall_back(tokens, Restrictions()))
-                    continue
-                if len(waiting) == SLOTS:
-                    oldest, pending = waiting.pop(0)
-                    put_away(oldest, pending.result())
-                waiting.append((rows, self._start(tokens, Restrictions())))
-            for oldest, pending in waiting:
-                put_away(oldest, pending.result())
-        return _numbers(found)
+        return found
 
     def warm_up(self, users: Sequence[int], tokens: Sequence[int]) -> None:
         """Capture the graphs of these batch sizes and lengths now, so that no request waits for it."""
@@ -287,7 +308,7 @@ class Engine:
         recording = self._recordings[bucket]
         if allowed is not None:
             rows = allowed.to(self.device).view(-1, allowed.shape[-1])
-            for old, new in zip(recording.mask_levels, open_nodes(self._index, rows), strict=True):
+            for old, new in zip(recording.mask_levels, open_tokens(self._index, rows), strict=True):
                 old[: len(new)] = new
         return recording.start(tokens, excluded, None if filters is None else filters + 1)
 
@@ -297,10 +318,8 @@ class Engine:
         index, run, weights = self._index, self._operations, self._weights
         levels = self._filter_levels
         if not bucket.filters:
-            shape = [(bucket.masks, len(level.tokens)) for level in index.levels]
-            levels = tuple(
-                torch.ones(s, dtype=torch.uint8, device=self.device) for s in shape if bucket.masks
-            )
+            everything = torch.ones(bucket.masks, index.size, dtype=torch.bool, device=self.device)
+            levels = tuple(open_tokens(index, everything)) if bucket.masks else ()
 
         def program(recording: Recording) -> Tensor:
             return search(

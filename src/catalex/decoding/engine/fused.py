@@ -156,9 +156,9 @@ class Fused:
                 PARTS=len(x), CACHED=w.positions > 1, PRECISION=self.precision,
             )  # fmt: skip
             return out
-        config = {"BLOCK": _block(rows), "STAGES": 1, "num_warps": 4, **CONFIG.get("self", {})}
-        if position > 1 and rows >= 128 * PROCESSORS:  # with more ancestors, larger tiles spill less
-            config = {"BLOCK": 128, "STAGES": 2, "num_warps": 8, **CONFIG.get("self", {})}
+        # more than 32 rows, each with its ancestors, do not fit the registers
+        config = {"BLOCK": min(_block(rows), 32), "STAGES": 2, "num_warps": 4}
+        config |= CONFIG.get("self", {}) | CONFIG.get(f"self {position}", {})
         tiles = -(-rows // config["BLOCK"])
         splits = _splits(tiles, self._by_heads)
         out = _out(x, splits)

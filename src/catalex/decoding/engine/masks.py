@@ -3,7 +3,9 @@
 A mask must act inside the search: a node is entered only when an item below it may come out, or beams would
 be spent on nothing. Letters: B users, M masks, N item ids, E excluded items a user.
 
-* `open_nodes` turns item masks (a category, what is in stock) into node masks, once for many requests;
+* `open_tokens` turns item masks (a category, what is in stock) into copies of the levels' tokens in which
+  closed nodes have none, once for many requests: a search reads such a copy in place of the tokens, so a mask
+  costs it nothing;
 * `closed_nodes` finds the few nodes that a user's excluded items close altogether, inside the captured graph;
   the search then sets their logits to -inf, so nothing is looked up for the thousands of other candidates.
 """
@@ -20,10 +22,10 @@ from catalex.decoding.engine.index import StaticIndex
 
 @dataclass(frozen=True)
 class Masks:
-    """Node masks of M item masks and each user's choice among them.
+    """M item masks and each user's choice among them.
 
     Attributes:
-        levels: For each level ``(M, room for nodes)`` uint8, 1 where a node may be entered.
+        levels: For each level ``(M, room for nodes)``, see `open_tokens`.
         chosen: ``(B,)`` int32 the mask of each user.
     """
 
@@ -39,8 +41,9 @@ class Closed:
     parent: Tensor
 
 
-def open_nodes(index: StaticIndex, allowed: Tensor) -> list[Tensor]:
-    """For each level ``(M, room for nodes)`` uint8 of ``allowed (M, N)`` bool: 1 over an allowed item.
+def open_tokens(index: StaticIndex, allowed: Tensor) -> list[Tensor]:
+    """For each level ``(M, room for nodes)`` the nodes' tokens, counted from the level's lowest; -1 at nodes
+    without an item of ``allowed (M, N)`` bool below them. int16 where the tokens allow.
 
     Running sums of the allowed leaves differ at a node's two edges when one lies between them.
     """
@@ -49,11 +52,12 @@ def open_nodes(index: StaticIndex, allowed: Tensor) -> list[Tensor]:
     # leaf i is counted at place i + 1; an item without a leaf writes 0 to place 0
     leaves.scatter_(1, (leaf.long() + 1).expand_as(allowed), (allowed & (leaf >= 0)).int())
     counts = leaves.cumsum(1, dtype=torch.int32)
-    masks = []
+    found = []
     for level in index.levels:
         at = counts[:, level.edges.long().clamp(max=counts.shape[1] - 1)]
-        masks.append((at[:, 1:] > at[:, :-1]).to(torch.uint8).contiguous())
-    return masks
+        tokens = (level.tokens - level.low).to(torch.int16 if level.span < 2**15 else torch.int32)
+        found.append(torch.where(at[:, 1:] > at[:, :-1], tokens, -1))
+    return found
 
 
 def closed_nodes(index: StaticIndex, excluded: Tensor) -> list[Closed]:

@@ -146,7 +146,7 @@ class Plain:
         child = child.where(valid, 0)
         if mask is not None:
             opened, chosen = mask
-            valid &= opened[chosen.long()[:, None, None], child.long()] != 0
+            valid &= opened[chosen.long()[:, None, None], child.long()] >= 0
         token = (level.tokens[child.long()] - level.low).clamp(0, level.span - 1).long()
         scores = logits.view(users, above, -1).gather(2, token) - log_sums.view(users, above, 1)
         scores = (scores + beams.score.unsqueeze(2)).clamp(max=0)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from catalex.capturing import capturing
 from catalex.decoding.beam import Decoded
 from catalex.models.t5 import PAD
 
@@ -116,7 +117,7 @@ class Recording:
             self._run()  # compiles kernels and fills the libraries' workspaces
         torch.cuda.current_stream(self.device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=self.pool, capture_error_mode="thread_local"):
+        with capturing(self._graph, self.pool):
             self._found = self._run()
 
     def _run(self) -> Tensor:

@@ -97,6 +97,22 @@ def test_the_program_finds_what_the_search_finds(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_several_batches_are_answered_in_their_order(
+    model: T5, rows: np.ndarray, tokens: torch.Tensor, kind: Kind
+) -> None:
+    engine = Engine(model, Trie(rows), beam=6, k=4, kind=kind)
+    excluded = torch.tensor([[0, 5, -1], [7, -1, -1], [1, 2, 3]])
+    batches = [(tokens, None), (tokens[:3, :4], excluded), (tokens[:0], None), (tokens[1:3], None)]
+    found = list(engine.search_each(iter(batches)))
+    assert len(found) == len(batches)
+    for answer, (histories, closed) in zip(found, batches, strict=True):
+        same(answer, engine.search(histories, excluded=closed))
+    with pytest.raises(CatalexError, match="vocabulary"):
+        list(engine.search_each([(tokens + VOCABULARY, None)]))
+    same(engine.search(tokens), found[0])  # the engine is free again
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_mask_for_all_and_no_filter(
     model: T5, rows: np.ndarray, tokens: torch.Tensor, kind: Kind
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 from catalex.decoding import ABSENT, Trie, beam_search
 from catalex.decoding.engine import Engine
 from catalex.decoding.engine.index import StaticIndex
-from catalex.decoding.engine.masks import open_nodes
+from catalex.decoding.engine.masks import open_tokens
 from catalex.decoding.engine.plain import DEAD, Plain, encoder_bias, padding_bias
 from catalex.decoding.engine.program import Beams
 from catalex.decoding.engine.weights import Weights
@@ -198,7 +198,7 @@ def test_selection(
     if masked:
         allowed = torch.rand(2, index.size) < 0.4
         mask = (
-            open_nodes(index, allowed.to(DEVICE))[1],
+            open_tokens(index, allowed.to(DEVICE))[1],
             torch.tensor([1, 0, 1], dtype=torch.int32, device=DEVICE),
         )
     # any injective numbers will do as items of this level

@@ -101,7 +101,7 @@ def write_best(
     tl.store(origin_ptr + slot, tl.zeros((WIDTH,), tl.int32), empty)
 
 
-@triton.jit(do_not_specialize=["rows", "beams", "low", "span", "mask_stride", "width"])
+@triton.jit(do_not_specialize=["rows", "beams", "low", "span", "opened_stride", "width"])
 def expand(
     name_ptr,  # (B, W) int32 nodes of the beams, -1 where there is none
     score_ptr,  # (B, W) float32
@@ -110,7 +110,7 @@ def expand(
     starts_ptr,
     tokens_ptr,
     items_ptr,
-    mask_ptr,  # (M, mask_stride) uint8
+    opened_ptr,  # (M, opened_stride) tokens counted from `low`, -1 at closed nodes
     chosen_ptr,  # (B,) int32
     out_name_ptr,
     out_score_ptr,
@@ -119,7 +119,7 @@ def expand(
     beams,
     low,
     span,
-    mask_stride,
+    opened_stride,
     width,
     WIDTH: tl.constexpr,
     BEAMS: tl.constexpr,
@@ -150,11 +150,13 @@ def expand(
         log_sum = largest + tl.log(total)
     child = first[:, None] + (block % PARTS) * CHILDREN + tl.arange(0, CHILDREN)[None, :]
     valid = child < end[:, None]
-    token = tl.load(tokens_ptr + child, valid, 0) - low
-    logit = tl.load(logits_ptr + row[:, None] * span + token, valid, float("-inf"))
     if MASKED:
-        mask_row = tl.load(chosen_ptr + user).to(tl.int64) * mask_stride
-        valid = valid & (tl.load(mask_ptr + mask_row + child, valid, 0) != 0)
+        opened_row = tl.load(chosen_ptr + user).to(tl.int64) * opened_stride
+        token = tl.load(opened_ptr + opened_row + child, valid, -1).to(tl.int32)
+        valid = token >= 0
+    else:
+        token = tl.load(tokens_ptr + child, valid, 0) - low
+    logit = tl.load(logits_ptr + row[:, None] * span + token, valid, float("-inf"))
     score = tl.minimum(base[:, None] + (logit - log_sum[:, None]), 0.0)
     if LAST:
         name = tl.load(items_ptr + child, valid, 0)
