@@ -78,6 +78,7 @@ def main() -> None:
             f"{least / 1e12:5.0f} TFLOP/s, {least / matrix:.1%} of the matrix peak"
         )
         record(options, f"batch-{batch}", wall / batch * 1e6, "us a user", "matrix peak", least / matrix)
+        stream(options, engine, tokens)
         shares(options, engine, tokens)
     restrictions(options, engine, write(options.batches[-1]))
 
@@ -175,6 +176,19 @@ def shares(options: argparse.Namespace, engine: Engine, tokens: torch.Tensor) ->
     if options.profile:
         for name, value in sorted(kernels.items(), key=lambda pair: -pair[1])[:25]:
             print(f"             {value:10.1f} us {value / total:6.1%}  {name[:80]}")
+
+
+def stream(options: argparse.Namespace, engine: Engine, tokens: torch.Tensor) -> None:
+    """Batches one after another, each handed over while the device works on the one before."""
+    users, count = len(tokens), 10
+
+    def run() -> None:
+        for _ in engine.search_each((tokens, None) for _ in range(count)):
+            pass
+
+    wall = seconds(run, max(options.repeats // count, 3)) / count
+    print(f"             {wall / users * 1e6:.2f} us a user, one batch after another")
+    record(options, f"batch-{users}-stream", wall / users * 1e6, "us a user")
 
 
 def by_kernel(run: Callable[[], Any]) -> dict[str, float]:

@@ -218,7 +218,8 @@ class Generative(Recommender):
             return  # the engine of this catalogue, and what it captured, stay
         self._codes, self._bound_on, self._resident = codes, self.device, None
         self._trie = Trie(tokens)
-        self._table = TokenTable([tokens], self.vocabulary.eos, self.device)
+        # on the CPU also for a card: a copy from memory that is not page-locked waits for the search before
+        self._table = TokenTable([tokens], self.vocabulary.eos, "cpu")
 
     def to(self, device: str) -> Self:
         """Move model and catalogue to a device."""
@@ -243,7 +244,7 @@ class Generative(Recommender):
         def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
             for rows in chosen:
                 closed = None if excluded is None else torch.from_numpy(excluded.take(rows).padded(ABSENT))
-                yield table.write(*_padded(latest.take(rows), table.pad, self.device)), closed
+                yield table.write(*_padded(latest.take(rows), table.pad)), closed
 
         for rows, found in zip(chosen, self._engine(k, beam).search_each(batches()), strict=True):
             ranking.items[rows], ranking.scores[rows] = found.items.numpy(), found.scores.numpy()
@@ -300,10 +301,9 @@ def _loss(model: torch.nn.Module, batch: Batch, temperature: float = 1.0) -> tor
     return found if process_count() == 1 else global_mean(found, (labels != IGNORE).sum())
 
 
-def _padded(histories: Histories, pad: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(histories: Histories, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Item numbers ``(B, S)`` right-padded with `pad`, and lengths ``(B,)``."""
-    items = torch.from_numpy(histories.padded(pad)).to(device)
-    return items, torch.from_numpy(histories.lengths).to(device)
+    return torch.from_numpy(histories.padded(pad)), torch.from_numpy(histories.lengths)
 
 
 def _read_config(folder: Path) -> dict[str, JSON]:
