@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections import Counter
 from typing import Any
@@ -14,8 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalex.data.histories import Histories
-from catalex.decoding import Trie
-from catalex.decoding.engine import Engine
 from catalex.models.t5 import IGNORE, PAD, T5, T5Options
 from catalex.models.t5_packed import packed_loss
 from catalex.training import packed_examples
@@ -207,22 +204,6 @@ def test_captured_steps_repeat_to_the_bit_and_learn_as_plain_ones() -> None:
     assert last == again
     assert torch.equal(weights, same)
     assert_learned_alike(mean_loss("cuda", fused=True), mean_loss("cuda", fused=False))
-
-
-@pytest.mark.gpu
-def test_garbage_does_not_end_a_capture() -> None:
-    """An engine and its graphs that nothing refers to are collected whenever Python allocates."""
-    tokens = np.random.default_rng(0).permutation(512)[:100, None] // [64, 8, 1] % 8 + [1, 9, 17]
-    engine = Engine(T5(26, T5Options(layers=1)).eval().to("cuda"), Trie(tokens), beam=8, k=4)
-    engine.search(torch.ones(3, 7, dtype=torch.long))
-    engine.itself = engine  # type: ignore[attr-defined]
-    del engine
-    usual = gc.get_threshold()
-    gc.set_threshold(1, 1, 1)
-    try:
-        learned("cuda", fused=True)
-    finally:
-        gc.set_threshold(*usual)
 
 
 @pytest.mark.slow
