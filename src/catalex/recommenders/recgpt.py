@@ -40,6 +40,7 @@ from catalex.tokenizers.base import CodeSpace
 from catalex.tokenizers.vocabulary import PAD, Vocabulary
 from catalex.training.distributed import global_mean, process_count
 from catalex.training.loop import Batch, TrainingOptions, train
+from catalex.training.moving import moved
 from catalex.training.seeds import generator, seed_torch
 from catalex.training.sequences import WindowPlan, training_windows
 from catalex.types import JSON, Codes, Floats, Ints
@@ -278,8 +279,8 @@ class RecGPT(Recommender):
         size = self.options.decode_batch
         for begin in range(0, len(latest), size):
             rows = slice(begin, begin + size)
-            numbers = torch.from_numpy(padded[rows]).to(self.device)
-            own = torch.from_numpy(lengths[rows]).to(self.device)
+            numbers = moved(padded[rows], self.device)
+            own = moved(lengths[rows], self.device)
             logits = model.last(content.tokens[numbers], content.slices[numbers], own)
             closed = None if excluded is None else excluded.take(np.arange(begin, begin + len(numbers)))
             found = parallel_search(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from catalex.options import Options, Positive, Rate
 from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.sequential import SequentialOptions, SequentialRecommender
 from catalex.training.loop import Batch
+from catalex.training.moving import moved
 from catalex.training.seeds import generator
 from catalex.training.sequences import item_windows
 from catalex.types import JSON, Ints
@@ -119,4 +119,4 @@ class _Windows:
 
     def __getitem__(self, index: int) -> Batch:
         numbers = np.arange(index * self.batch_size, (index + 1) * self.batch_size) % len(self.windows)
-        return {"windows": torch.from_numpy(self.windows[self.order[numbers]]).to(self.device)}
+        return {"windows": moved(self.windows[self.order[numbers]], self.device)}

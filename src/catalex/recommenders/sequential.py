@@ -34,6 +34,7 @@ from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.popularity import CONFIG_FILE, MODEL_FILE, only_domain
 from catalex.training.distributed import global_mean, process_count
 from catalex.training.loop import Batch, EpochPlan, TrainingOptions, TrainingReport, train
+from catalex.training.moving import moved
 from catalex.training.seeds import generator, seed_torch
 from catalex.training.sequences import Negatives, Prefixes, PrefixPlan, WindowPlan, training_windows
 from catalex.types import JSON, Floats, Ints
@@ -320,8 +321,8 @@ class SequentialRecommender(ScoringRecommender):
         popular = torch.from_numpy(self.catalogue.popularity).to(self.device, torch.float32)
         candidates = model.candidates()
         for start in range(0, len(histories), self.BLOCK):
-            block = torch.from_numpy(padded[start : start + self.BLOCK]).to(self.device)
-            sizes = torch.from_numpy(lengths[start : start + self.BLOCK]).to(self.device)
+            block = moved(padded[start : start + self.BLOCK], self.device)
+            sizes = moved(lengths[start : start + self.BLOCK], self.device)
             scores = model.logits(model.last(block, sizes.clamp(min=1)), candidates)
             scores = torch.where(sizes[:, None] > 0, scores.float(), popular)
             if excluded is not None:

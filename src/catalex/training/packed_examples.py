@@ -19,6 +19,7 @@ from catalex.models.t5 import IGNORE, PAD
 from catalex.training.distributed import process_count, process_index, share
 from catalex.training.examples import PrefixExamples
 from catalex.training.loop import Batch
+from catalex.training.moving import moved
 from catalex.training.packing import cut, groups, row_length, rows, stratified
 from catalex.training.seeds import generator
 from catalex.types import Ints
@@ -89,9 +90,7 @@ class PackedExamples:
     def placed(self, host: HostBatch) -> Batch:
         """The batch on the device: tokens gathered from the stream and scattered to their places."""
         device, levels = self.stream.device, self.examples.table.levels
-        sent = torch.from_numpy(host.spans)
-        if device.type == "cuda":
-            sent = sent.pin_memory().to(device, non_blocking=True)
+        sent = moved(host.spans, device)
         sources, targets, starts, lengths = sent[:, :, None].unbind(0)  # each (B, 1)
         end = len(self.stream) - 2
         slot = torch.arange(self.capacity, device=device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from catalex.data.histories import Histories
 from catalex.training.distributed import process_count
 from catalex.training.loop import Batch
+from catalex.training.moving import moved
 from catalex.training.seeds import generator
 from catalex.types import Bools, Ints
 
@@ -158,7 +159,7 @@ class _Plan:
             for name, fill in (("targets", -1), ("negatives", 0)):
                 if name in batch:
                     batch[name] = np.pad(batch[name].ravel()[real], (0, padding), constant_values=fill)
-        return {name: torch.from_numpy(value).to(self.device) for name, value in batch.items()}
+        return {name: moved(value, self.device) for name, value in batch.items()}
 
 
 class WindowPlan(_Plan):
@@ -277,8 +278,7 @@ class PrefixPlan(_Plan):
 
     def __getitem__(self, index: int) -> Batch:
         rows, known = self.rows(index), self.prefixes
-        both = torch.from_numpy(np.stack([known.starts[rows], known.targets[rows]]))
-        starts, targets = both.to(known.items.device, non_blocking=True)
+        starts, targets = moved(np.stack([known.starts[rows], known.targets[rows]]), self.device)
         lengths = targets - starts
         columns = torch.arange(known.length, device=lengths.device)
         places = (starts[:, None] + columns).clamp(max=len(known.items) - 1)
@@ -286,5 +286,5 @@ class PrefixPlan(_Plan):
         batch = {"histories": histories, "lengths": lengths, "targets": known.items[targets]}
         if self.negatives is not None:
             drawn = self.negatives.draw(known.users[rows], self.random(index))
-            batch["negatives"] = torch.from_numpy(drawn).to(self.device)
+            batch["negatives"] = moved(drawn, self.device)
         return batch
