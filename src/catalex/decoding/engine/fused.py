@@ -232,13 +232,12 @@ class Fused:
             self._plain.close(logits, beams, index, depth, closed)
             return
         users, width = beams.name.shape
-        level, above = index.levels[depth], index.levels[max(depth - 1, 0)]
+        level = index.levels[depth]
         selection.close[(users,)](
-            beams.name, closed, index.leaf_of, level.edges, above.edges, level.tokens, logits, width,
-            closed.shape[1], len(index.leaf_of), len(level.edges), len(above.edges), level.low, level.span,
-            E=closed.shape[1], WIDTH=power_of_two(width),
-            BEAMS=min(power_of_two(width), 32), STEPS=len(level.edges).bit_length(),
-            ABOVE=len(above.edges).bit_length() if depth else 0,
+            beams.name, closed, index.leaf_of, index.above, index.above_at, level.edges, level.tokens, logits,
+            width, closed.shape[1], len(index.leaf_of), level.low, level.span,
+            E=closed.shape[1], WIDTH=power_of_two(width), BEAMS=min(power_of_two(width), 32),
+            DEPTH=depth, LEVELS=len(index.levels),
         )  # fmt: skip
 
     def expand(

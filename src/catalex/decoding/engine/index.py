@@ -40,7 +40,12 @@ class StaticLevel:
 
 
 class StaticIndex:
-    """All levels, ``items`` (int32 item of each leaf) and ``leaf_of`` (int32 leaf of each item, or -1)."""
+    """All levels, ``items`` (int32 item of each leaf) and ``leaf_of`` (int32 leaf of each item, or -1).
+
+    Attributes:
+        above: int32 node above each node, level after level.
+        above_at: ``(L,)`` int32 where the nodes of each level begin in `above`.
+    """
 
     def __init__(self, trie: DeviceTrie, device: torch.device) -> None:
         self.levels = tuple(
@@ -54,6 +59,10 @@ class StaticIndex:
             )
             for level in trie.levels
         )
+        rooms = [len(level.tokens) for level in self.levels]
+        self.above = torch.zeros(sum(rooms), dtype=torch.int32, device=device)
+        self.above_at = torch.tensor([sum(rooms[:n]) for n in range(len(rooms))], device=device).int()
+        self._above = self.above.split(rooms)
         self.items = _room(len(trie.items), device)
         self.leaf_of = _room(trie.size, device)
         self.device = device
@@ -77,12 +86,15 @@ class StaticIndex:
         """Copy a state of the trie that fits into the buffers."""
         self.size = trie.size
         edges = torch.arange(len(trie.items) + 1, dtype=torch.int32, device=trie.items.device)
-        for old, new in zip(reversed(self.levels), reversed(trie.levels), strict=True):
+        for old, new, above in zip(*map(reversed, (self.levels, trie.levels, self._above)), strict=True):
             old.tokens[: len(new.tokens)] = new.tokens.to(self.device)
             old.starts[: len(new.starts)] = new.starts.to(self.device)
             old.edges.fill_(NOWHERE)
             old.edges[: len(edges)] = edges.to(self.device)
             edges = edges[new.starts.long()]
+            children = new.starts.diff().long()
+            parents = torch.arange(len(children), dtype=torch.int32, device=children.device)
+            above[: len(new.tokens)] = parents.repeat_interleave(children).to(self.device)
         self.items[: len(trie.items)] = trie.items.to(self.device)
         self.leaf_of.fill_(-1)
         leaves = torch.arange(len(trie.items), dtype=torch.int32, device=self.device)

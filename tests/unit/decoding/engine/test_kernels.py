@@ -261,6 +261,23 @@ def test_closed_children_lose_their_logits(
     assert torch.equal(*both)
 
 
+@pytest.mark.parametrize("depth", range(LEVELS))
+def test_nodes_are_closed_after_items_went(plain: Plain, fused: Fused, rows: np.ndarray, depth: int) -> None:
+    index = StaticIndex(Trie(rows).to("cpu"), torch.device(DEVICE))
+    fewer = Trie(rows)
+    fewer.remove(np.random.default_rng(1).permutation(len(rows))[: len(rows) // 2])
+    index.load(fewer.to("cpu"))
+    excluded = torch.from_numpy(fewer.rows()[1][:24].reshape(USERS, 8)).to(DEVICE)
+    width = 1 if depth == 0 else len(fewer.to("cpu").levels[depth - 1].tokens)
+    names = torch.arange(width, dtype=torch.int32).repeat(USERS, 1).to(DEVICE)
+    beams = Beams(names, names.float(), names)
+    both = [torch.zeros(USERS * width, index.levels[depth].span, device=DEVICE) for _ in range(2)]
+    for run, logits in zip((plain, fused), both, strict=True):
+        run.close(logits, beams, index, depth, run.closed(index, excluded))
+    assert both[0].isinf().any() or depth == 0
+    assert torch.equal(*both)
+
+
 def test_ranks_fewer_items_than_wanted_and_doubts(plain: Plain, fused: Fused) -> None:
     names = torch.tensor([[4, 2, -1], [7, 3, 5]], dtype=torch.int32, device=DEVICE)
     scores = torch.tensor([[-1.0, -1.0, -torch.inf], [-3.0, -1.0, -2.0]], device=DEVICE)

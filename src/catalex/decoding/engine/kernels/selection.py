@@ -275,16 +275,12 @@ def rank(
 
 
 @triton.jit
-def node_of(leaf, edges_ptr, edges, STEPS: tl.constexpr):
-    """The node that each leaf is below: the last whose first leaf is not behind it."""
-    low = tl.zeros_like(leaf)
-    high = low + edges - 1
-    for _ in tl.static_range(0, STEPS):
-        middle = (low + high) >> 1
-        right = tl.load(edges_ptr + middle) <= leaf
-        low = tl.where(right, middle, low)
-        high = tl.where(right, high, middle)
-    return low
+def node_of(leaf, above_ptr, above_at_ptr, DEPTH: tl.constexpr, LEVELS: tl.constexpr):
+    """The node of level `DEPTH` that each leaf is below; 0 for no leaf."""
+    node = tl.maximum(leaf, 0)
+    for up in tl.static_range(1, LEVELS - DEPTH):
+        node = tl.load(above_ptr + tl.load(above_at_ptr + LEVELS - up) + node)
+    return node
 
 
 @triton.jit
@@ -294,37 +290,36 @@ def leaf_at(excluded_ptr, leaf_of_ptr, place, entries, known):
     return tl.load(leaf_of_ptr + item, (item >= 0) & (item < known), -1)
 
 
-@triton.jit(do_not_specialize=["beams", "entries", "known", "edges", "above_edges", "low", "span"])
+@triton.jit(do_not_specialize=["beams", "entries", "known", "low", "span"])
 def close(
     name_ptr,  # (B, W) int32
     excluded_ptr,  # (B, E) int64
     leaf_of_ptr,
+    above_ptr,
+    above_at_ptr,  # see `StaticIndex`
     edges_ptr,
-    above_ptr,  # edges of the level above
     tokens_ptr,
     logits_ptr,  # (B W, span) float32
     beams,
     entries,
     known,
-    edges,
-    above_edges,
     low,
     span,
     E: tl.constexpr,
     WIDTH: tl.constexpr,
     BEAMS: tl.constexpr,
-    STEPS: tl.constexpr,
-    ABOVE: tl.constexpr,
+    DEPTH: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):
     """Set to -inf the logits of nodes whose items are all excluded, at those beams that are their parents."""
     user = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, E)
     leaf = leaf_at(excluded_ptr + user * entries, leaf_of_ptr, place, entries, known)
-    node = node_of(leaf, edges_ptr, edges, STEPS)
+    node = node_of(leaf, above_ptr, above_at_ptr, DEPTH, LEVELS)
     # the same once more, along the other axis
     other = tl.arange(0, E)
     other_leaf = leaf_at(excluded_ptr + user * entries, leaf_of_ptr, other, entries, known)
-    other_node = node_of(other_leaf, edges_ptr, edges, STEPS)
+    other_node = node_of(other_leaf, above_ptr, above_at_ptr, DEPTH, LEVELS)
     again = (leaf[:, None] == other_leaf[None, :]) & (other[None, :] < place[:, None])
     counted = (leaf >= 0) & (tl.sum(again.to(tl.int32), 1) == 0)
     again = (leaf[:, None] == other_leaf[None, :]) & (place[:, None] < other[None, :])
@@ -333,8 +328,8 @@ def close(
     leaves = tl.load(edges_ptr + node + 1) - tl.load(edges_ptr + node)
     shut = counted & (tl.sum(together.to(tl.int32), 1) == leaves)
     parent = tl.zeros_like(node)
-    if ABOVE > 0:
-        parent = node_of(leaf, above_ptr, above_edges, ABOVE)
+    if DEPTH > 0:
+        parent = tl.load(above_ptr + tl.load(above_at_ptr + DEPTH) + node)
     token = tl.load(tokens_ptr + node, shut, low) - low
     for begin in range(0, WIDTH, BEAMS):
         beam = begin + tl.arange(0, BEAMS)
