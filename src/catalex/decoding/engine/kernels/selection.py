@@ -279,7 +279,7 @@ def node_of(leaf, above_ptr, above_at_ptr, DEPTH: tl.constexpr, LEVELS: tl.const
     """The node of level `DEPTH` that each leaf is below; 0 for no leaf."""
     node = tl.maximum(leaf, 0)
     for up in tl.static_range(1, LEVELS - DEPTH):
-        node = tl.load(above_ptr + tl.load(above_at_ptr + LEVELS - up) + node)
+        node = tl.load(above_ptr + tl.load(above_at_ptr + (LEVELS - up)) + node)
     return node
 
 
