@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Any torch >= 2.4 works. On Linux name a CPU build here if you have no GPU and want a smaller download.
 TORCH ?= torch==2.13.0
+# Kernels are tested in its interpreter where there is no GPU. Builds of torch for a GPU bring their own.
+TRITON ?= triton==3.7.*
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
@@ -37,6 +39,7 @@ $(HAS_DEMO): $(HAS_TORCH) pyproject.toml
 
 $(HAS_ALL): $(HAS_TORCH) pyproject.toml
 	$(PIP) -e '.[dev,docs]'
+	$(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) '$(TRITON)' || echo 'No Triton here: its kernels are not tested.'
 	touch $@ $(HAS_DEMO)
 
 install: $(HAS_ALL) ## create .venv with everything for development

@@ -22,9 +22,6 @@ from support.packed import in_rows, random_examples
 
 pytest.importorskip("triton", reason="Triton is not installed")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-if not INTERPRETED and not torch.cuda.is_available():
-    pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
-
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HEADS, WIDTH, HEAD_WIDTH, INNER = 2, 32, 16, 64
 RATES = pytest.mark.parametrize("rate", [0.0, 0.3])

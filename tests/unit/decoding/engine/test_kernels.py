@@ -5,7 +5,6 @@ In float32, where both sides add up the same numbers in another order; that bf16
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +21,6 @@ from catalex.decoding.engine.weights import Weights
 from catalex.models.t5 import T5, T5Options
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 triton = pytest.importorskip("triton", reason="the kernels need triton")
 tl = pytest.importorskip("triton.language")
 limit_of = pytest.importorskip("catalex.decoding.engine.kernels.selection").limit_of
