@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def moved(array: NDArray[Any], device: str | torch.device) -> Tensor:
-    """`array` as a tensor on `device`.
+    """`array`, of any shape, as a tensor on `device`.
 
     To a card it goes through page-locked memory: from any other a copy waits for all steps that were handed
     over before, and the host with it.

@@ -33,8 +33,8 @@ from catalex.models.t5 import PAD, T5
 Kind: TypeAlias = Literal["beam", "plain", "fused"]
 """What searches: `beam_search`, the captured program in torch, or the captured program in Triton."""
 
-Batch: TypeAlias = tuple[Tensor, Restrictions]
-"""Tokens ``(U, T)`` and what may come out for them."""
+Asked: TypeAlias = tuple[Tensor, Restrictions]
+"""Tokens ``(U, T)`` and what may come out for them, both checked."""
 
 TOKENS = 16
 """Histories are padded to a multiple of it."""
@@ -180,11 +180,7 @@ class Engine:
             self._follow()
             kept = None if self._filters is None else len(self._filters) - 1
             check(tokens, restrictions, self.model.vocabulary, self.trie.size, kept)
-            if len(tokens) <= LARGEST or self._falls_back:
-                return next(self._each([(tokens, restrictions)]))
-            pieces = [slice(begin, begin + LARGEST) for begin in range(0, len(tokens), LARGEST)]
-            parts = list(self._each((tokens[users], restrictions.of(users)) for users in pieces))
-        return Decoded(torch.cat([p.items for p in parts]), torch.cat([p.scores for p in parts]))
+            return next(self._each([(tokens, restrictions)]))
 
     def search_each(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Decoded]:
         """`search` for several batches of tokens and excluded items, in their order.
@@ -193,7 +189,7 @@ class Engine:
         until the last answer is taken.
 
         Args:
-            batches: ``(tokens, excluded)`` of at most `LARGEST` users each.
+            batches: Of each ``(U, T)`` tokens and ``(U, E)`` excluded items or None, as for `search`.
 
         Raises:
             CatalexError: As `search`.
@@ -203,25 +199,33 @@ class Engine:
             self._follow()
             yield from self._each(self._checked(batches))
 
-    def _checked(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Batch]:
+    def _checked(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Iterator[Asked]:
         for tokens, excluded in batches:
             restrictions = Restrictions(excluded=excluded)
             check(tokens, restrictions, self.model.vocabulary, self.trie.size, None)
             yield tokens, restrictions
 
-    def _each(self, batches: Iterable[Batch]) -> Iterator[Decoded]:
-        """Answers of checked batches in their order, two of them on the device at most."""
+    def _each(self, batches: Iterable[Asked]) -> Iterator[Decoded]:
+        """Answers of batches in their order, two of them on the device at most."""
         waiting: deque[Pending] = deque()
         for tokens, restrictions in batches:
-            at_once = self._falls_back or len(tokens) == 0
-            while len(waiting) > (0 if at_once else SLOTS - 1):
+            fits = 0 < len(tokens) <= LARGEST and not self._falls_back
+            while len(waiting) > (SLOTS - 1 if fits else 0):
                 yield _numbers(waiting.popleft().result())
-            if at_once:
-                yield self._fall_back(tokens, restrictions)
-            else:
+            if fits:
                 waiting.append(self._start(tokens, restrictions))
+            else:
+                yield self._alone(tokens, restrictions)
         while waiting:
             yield _numbers(waiting.popleft().result())
+
+    def _alone(self, tokens: Tensor, restrictions: Restrictions) -> Decoded:
+        """The answer of a batch that no recording takes: of none, of too many, or by the fallback."""
+        if self._falls_back or len(tokens) == 0:
+            return self._fall_back(tokens, restrictions)
+        pieces = [slice(begin, begin + LARGEST) for begin in range(0, len(tokens), LARGEST)]
+        parts = list(self._each((tokens[users], restrictions.of(users)) for users in pieces))
+        return Decoded(torch.cat([p.items for p in parts]), torch.cat([p.scores for p in parts]))
 
     def search_all(
         self,

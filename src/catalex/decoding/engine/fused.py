@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-not-found]
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from catalex.decoding.engine.index import StaticIndex, StaticLevel, power_of_two
 from catalex.decoding.engine.kernels import attention, root, selection
@@ -40,7 +40,7 @@ FULL = 200
 TOGETHER = 64
 """Users from which on the first step is cut so that its weights are read for many users at once."""
 CONFIG: dict[str, dict[str, Any]] = {}
-"""Launch sizes by kernel that win over the usual ones; for measuring."""
+"""Launch sizes by kernel that win over the usual ones, "self 2" at position 2 alone; for measuring."""
 
 
 def fits(options: T5Options) -> bool:

@@ -96,10 +96,20 @@ def test_the_program_finds_what_the_search_finds(
         same(engine.search(tokens, filters=torch.arange(len(tokens))), expected)
 
 
+@pytest.mark.parametrize("largest", [1024, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_batches_are_answered_in_their_order(
-    model: T5, rows: np.ndarray, tokens: torch.Tensor, kind: Kind
+    model: T5,
+    rows: np.ndarray,
+    tokens: torch.Tensor,
+    kind: Kind,
+    largest: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    started: list[int] = []
+    start = Engine._start
+    monkeypatch.setattr("catalex.decoding.engine.engine.LARGEST", largest)
+    monkeypatch.setattr(Engine, "_start", lambda self, t, r: (started.append(len(t)), start(self, t, r))[1])
     engine = Engine(model, Trie(rows), beam=6, k=4, kind=kind)
     excluded = torch.tensor([[0, 5, -1], [7, -1, -1], [1, 2, 3]])
     batches = [(tokens, None), (tokens[:3, :4], excluded), (tokens[:0], None), (tokens[1:3], None)]
@@ -110,6 +120,8 @@ def test_several_batches_are_answered_in_their_order(
     with pytest.raises(CatalexError, match="vocabulary"):
         list(engine.search_each([(tokens + VOCABULARY, None)]))
     same(engine.search(tokens), found[0])  # the engine is free again
+    assert all(users <= largest for users in started)
+    assert bool(started) == (kind != "beam")
 
 
 @pytest.mark.parametrize("kind", KINDS)
