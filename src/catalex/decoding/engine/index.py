@@ -43,7 +43,7 @@ class StaticIndex:
     """All levels, ``items`` (int32 item of each leaf) and ``leaf_of`` (int32 leaf of each item, or -1).
 
     Attributes:
-        above: int32 node above each node, level after level.
+        above: ``(room for nodes of all levels,)`` int32 node above each node, level after level.
         above_at: ``(L,)`` int32 where the nodes of each level begin in `above`.
     """
 
