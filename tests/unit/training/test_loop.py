@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -156,6 +157,8 @@ def test_schedules() -> None:
 
 
 SCRIPT = """
+import json
+import json
 import os
 import torch
 from accelerate import PartialState
@@ -194,22 +197,24 @@ report = train(model, plan=lambda e: Plan(), loss=loss, validate=validate, seed=
                options=TrainingOptions(epochs=5, batch_size=7, learning_rate=0.05, patience=2), name="two")
 assert len(report.curves["epoch"]) == 4 and report.best_epoch == 2
 assert len(seen) == (0 if process_index() else 4)
-weights = " ".join(f"{v:.6f}" for p in model.parameters() for v in p.flatten().tolist())
-print(f"PROCESSES {process_count()}\\nWEIGHTS{process_index()} {weights}")
+weights = [v for p in model.parameters() for v in p.flatten().tolist()]
+with open(f"{os.environ['TOLD']}-{process_index()}.json", "w") as file:  # what two print can run together
+    json.dump({"processes": process_count(), "weights": weights}, file)
 PartialState().destroy_process_group()
 """
 
 
-def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Although shares differ in length and one parameter is used by the first process alone, where they start
     from other weights, and where only the main process has metrics."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
 
-    def weights_in(printed: str, count: int) -> list[list[float]]:
-        assert printed.count(f"PROCESSES {count}") == count
-        lines = [line.split() for line in printed.splitlines() if line.startswith("WEIGHTS")]
-        return [[float(value) for value in line[1:]] for line in lines]
+    def weights_of(run: str, index: int, count: int) -> list[float]:
+        told = json.loads((tmp_path / f"{run}-{index}.json").read_text())
+        assert told["processes"] == count
+        weights: list[float] = told["weights"]
+        return weights
 
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = subprocess.run(
@@ -218,10 +223,11 @@ def test_two_processes_equal_one(tmp_path: Path, capsys: pytest.CaptureFixture[s
         text=True,
         timeout=240,
         check=False,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "TOLD": str(tmp_path / "two")},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = weights_in(done.stdout, 2)
+    first, second = weights_of("two", 0, 2), weights_of("two", 1, 2)
     assert first == second
+    monkeypatch.setenv("TOLD", str(tmp_path / "one"))
     runpy.run_path(str(script))
-    assert first == pytest.approx(weights_in(capsys.readouterr().out, 1)[0], abs=1e-5)
+    assert first == pytest.approx(weights_of("one", 0, 1), abs=1e-5)
