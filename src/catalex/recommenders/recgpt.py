@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -83,6 +84,13 @@ class RecGPTOptions(Options):
     """Whether the tokens of an item see each other; false is the paper's ablation."""
     auxiliary: bool = True
     """Whether content vectors are read beside the tokens; false is the paper's ablation."""
+    grid: tuple[int, ...] | None = None
+    """n_j, the `levels` of the tokenizer `recgpt-fsq`. With it tokens are read and predicted by the numbers
+    that their codes are, so that codes which training never saw mean something [ours]. None: each token has
+    weights of its own. RecGPT: None."""
+    tied: bool = False
+    """Whether tokens are predicted with the weights that they are read with [ours]: what a history holds is
+    then likely to come again before anything has been learned. RecGPT: no."""
     max_history: Positive = 20
     """S, latest items read. RecGPT: 256; 20 is the protocol of our other systems."""
     beam: Positive = 50
@@ -135,6 +143,14 @@ class RecGPT(Recommender):
                 value=(options.hidden, options.heads),
                 remedy="choose a width that is a multiple of the number of heads",
             )
+        if options.grid is not None and prod(options.grid) != space.sizes[0]:
+            raise user_error(
+                "grid has another number of codes than the identifiers",
+                place="recgpt.grid",
+                value=list(options.grid),
+                allowed=f"numbers whose product is {space.sizes[0]}",
+                remedy="give the option `levels` of the tokenizer",
+            )
         self.options, self.space = options, space
         self.vocabulary = Vocabulary(space)
         self.model: RecGPTModel | None = None
@@ -158,6 +174,14 @@ class RecGPT(Recommender):
                 value=list(other.space.sizes),
                 allowed=str(list(self.space.sizes)),
                 remedy="use the tokenizer that it was pre-trained with",
+            )
+        if other.options.tied != self.options.tied:
+            raise user_error(
+                "the pre-trained recommender has another head",
+                place=f"{folder}: tied",
+                value=other.options.tied,
+                allowed=str(self.options.tied),
+                remedy="use the value of `tied` of the pre-training",
             )
         self._start = {name: value.clone() for name, value in other._fitted().state_dict().items()}
         self.split_ids = dict(other.split_ids)
@@ -231,6 +255,9 @@ class RecGPT(Recommender):
             dropout=o.dropout,
             bidirectional=o.bidirectional,
             auxiliary=o.auxiliary,
+            grid=o.grid,
+            first=self.vocabulary.level_range(0).start,
+            tied=o.tied,
         )
 
     # --- recommending ---------------------------------------------------------------------------------------

@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from catalex.models.recgpt import RecGPTModel
+from catalex.models.recgpt import GridTable, RecGPTModel
+from catalex.quantize.fsq import Grid
 
 L, S, V, W = 4, 6, 30, 5
+GRID = (7, 2, 2)  # 28 codes: tokens 1 to 28; 0 and 29 are none
+
+both_tables = pytest.mark.parametrize("grid", [None, GRID], ids=["rows", "grid"])
 
 
 def model(**options: Any) -> RecGPTModel:
@@ -29,8 +33,9 @@ def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-def test_states_do_not_see_later_items() -> None:
-    made, (tokens, slices) = model(), inputs()
+@both_tables
+def test_states_do_not_see_later_items(grid: tuple[int, ...] | None) -> None:
+    made, (tokens, slices) = model(grid=grid), inputs()
     before = made(tokens, slices)
     for item in range(1, S):
         other, content = tokens.clone(), slices.clone()
@@ -51,8 +56,9 @@ def test_the_last_token_of_an_item_reaches_the_first(bidirectional: bool) -> Non
     torch.testing.assert_close(after[:, :2], before[:, :2])
 
 
-def test_padding_changes_nothing() -> None:
-    made, (tokens, slices) = model(), inputs()
+@both_tables
+def test_padding_changes_nothing(grid: tuple[int, ...] | None) -> None:
+    made, (tokens, slices) = model(grid=grid), inputs()
     lengths = torch.tensor([2, 6, 3])
     padded, blank = tokens.clone(), slices.clone()
     for row, length in enumerate(lengths.tolist()):
@@ -73,14 +79,17 @@ def test_the_auxiliary_stream_can_be_left_out() -> None:
     assert not torch.allclose(plain(tokens, slices), plain(tokens, slices + torch.randn_like(slices)))
 
 
-def test_the_loss_is_the_cross_entropy_of_the_next_items_tokens_and_ignores_pads() -> None:
-    made, (tokens, slices) = model(), inputs()
+@both_tables
+def test_the_loss_is_the_cross_entropy_of_the_next_items_tokens_and_ignores_pads(
+    grid: tuple[int, ...] | None,
+) -> None:
+    made, (tokens, slices) = model(grid=grid), inputs()
     positions = torch.tensor([0, 1, 7, 0])  # row 0: items 0 and 1; row 1: item 1; the last is filling
     targets = torch.randint(1, V, (4, L))
     keep = torch.tensor([True, True, True, False])
     total, count = made.loss(tokens, slices, positions, targets, keep)
     assert int(count) == 3 * L
-    logits = made.head(made(tokens, slices))
+    logits = F.linear(made(tokens, slices), made.head())
     slow = [
         F.cross_entropy(logits[row, item], target)
         for (row, item), target in zip(((0, 0), (0, 1), (1, 1)), targets[:3], strict=True)
@@ -88,3 +97,47 @@ def test_the_loss_is_the_cross_entropy_of_the_next_items_tokens_and_ignores_pads
     torch.testing.assert_close(total / count, torch.stack(slow).mean())
     targets[3] = 1
     torch.testing.assert_close(made.loss(tokens, slices, positions, targets, keep)[0], total)
+
+
+def test_rows_of_a_grid_are_those_of_the_numbers_of_its_codes() -> None:
+    torch.manual_seed(0)
+    table, first = GridTable(V, 16, GRID, 1), 1
+    values = Grid(GRID).values(torch.arange(28))  # (28, 3), another way to the numbers of a code
+    digits = ((values + 1) * torch.tensor([n // 2 for n in GRID])).round().long()
+    x = sum(table.values.weight[offset + digits[:, j]] for j, offset in enumerate((0, 7, 9)))
+    rows = table()
+    assert rows.shape == (V, 16)
+    torch.testing.assert_close(rows[first : first + 28], x + table.narrow(F.gelu(table.widen(table.norm(x)))))
+    torch.testing.assert_close(rows[[0, 29]], table.others)
+
+
+def test_with_a_grid_a_code_that_was_never_a_target_is_likelier_beside_one_that_was() -> None:
+    """Token 2 alone is trained. Token 3 shares two of its three numbers, token 25 none."""
+
+    def logits(grid: tuple[int, ...] | None) -> torch.Tensor:
+        made, (tokens, slices) = model(grid=grid), inputs()
+        optimizer = torch.optim.Adam(made.parameters(), 0.01)
+        for _ in range(30):
+            total, count = made.loss(
+                tokens, slices, torch.arange(18), torch.full((18, L), 2), torch.ones(18, dtype=torch.bool)
+            )
+            optimizer.zero_grad()
+            (total / count).backward()
+            optimizer.step()
+        return made.last(tokens, slices, torch.full((3,), S)).detach().mean((0, 1))
+
+    digits = GridTable(V, 8, GRID, 1).digits
+    assert [int((digits[token - 1] == digits[1]).sum()) for token in (3, 25)] == [2, 0]
+    shared, rows = logits(GRID), logits(None)
+    assert shared[3] > shared[25] + 2
+    assert abs(rows[3] - rows[25]) < 2
+
+
+def test_a_tied_head_is_the_table() -> None:
+    for grid in (None, GRID):
+        tied, apart = model(grid=grid, tied=True), model(grid=grid)
+        assert tied.head is tied.table
+        assert apart.head is not apart.table
+        tokens, slices = inputs()
+        logits = tied.last(tokens, slices, torch.full((3,), S))
+        torch.testing.assert_close(logits, tied(tokens, slices)[:, -1] @ tied.table().T)

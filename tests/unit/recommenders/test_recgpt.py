@@ -94,6 +94,20 @@ def test_saved_and_loaded_it_answers_alike(trained: RecGPT, tmp_path: Path) -> N
     assert set(started.split_ids) == {"ring", "other"}
 
 
+@pytest.mark.parametrize("options", [{"grid": [4, 2]}, {"tied": True}, {"grid": [4, 2], "tied": True}])
+def test_other_tables_learn_and_answer_alike_when_loaded(options: dict[str, Any], tmp_path: Path) -> None:
+    recommender = made(**options)
+    facts = recommender.fit([circle()], seed=0, device="cpu")
+    assert facts["valid_ndcg@10"] > 0.8
+    recommender.save(tmp_path)
+    loaded = RecGPT.load(tmp_path)
+    one, other = (r.recommend(circle().validation.histories, 5) for r in (recommender, loaded))
+    np.testing.assert_array_equal(one.items, other.items)
+    np.testing.assert_array_equal(one.scores, other.scores)
+    with pytest.raises(CatalexError, match="tied: the pre-trained recommender has another head"):
+        made(**{**options, "tied": not recommender.options.tied}).start_from(tmp_path)
+
+
 def test_several_domains_are_trained_together() -> None:
     recommender = made(training={"epochs": 2, "evaluate_every": 1})
     facts = recommender.fit([circle(), circle("other", turn=5)], seed=0, device="cpu")
@@ -129,6 +143,8 @@ def test_bad_domains_are_refused(change: dict[str, Any], message: str) -> None:
 def test_other_bad_input_is_refused(trained: RecGPT) -> None:
     with pytest.raises(CatalexError, match="hidden is not divisible by heads"):
         made(hidden=30, heads=4)
+    with pytest.raises(CatalexError, match=r"found \[4, 4\]; allowed: numbers whose product is 8"):
+        made(grid=[4, 4])
     wide = replace(circle(), vectors=np.ones((20, 40), np.float32))
     with pytest.raises(CatalexError, match="another width than those of the training"):
         trained.bind(wide)
