@@ -98,21 +98,29 @@ def test_lists_made_elsewhere_stand_beside_them(finished: Recipe, tmp_path: Path
         assert rows["elsewhere"][metric] == pytest.approx(rows["short"][metric])
 
 
-def test_leaving_the_history_out_is_another_measurement(finished: Recipe, tmp_path: Path) -> None:
-    """It is judged anew, without training, can only help a target that is no repeat, and its lines say so."""
+def test_leaving_the_history_out_is_another_measurement(
+    finished: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is judged anew, without training, can only help a target that is no repeat, and its lines say so.
+    Asked for once more nothing is measured, hence nothing recorded, which is said."""
     changed = finished.evaluate.model_copy(update={"exclude_history": True, "baselines": ["short"]})
     recipe = finished.model_copy(update={"evaluate": changed})
     before = pq.read_table(finished.folder / f"evaluate/{TWO}/short/seed-0/ranks.parquet")
     trained = (finished.folder / f"baselines/{TWO}/short/seed-0/facts.json").stat().st_mtime_ns
     try:
         evaluate_stage(recipe, tmp_path / "ledger.jsonl")
+        lines = read(tmp_path / "ledger.jsonl")
+        assert "gets no line" not in capfd.readouterr().err
+        evaluate_stage(recipe, tmp_path / "ledger.jsonl")
+        assert f"short on {TWO}: judged earlier, so" in capfd.readouterr().err
+        assert read(tmp_path / "ledger.jsonl") == lines
         after = pq.read_table(finished.folder / f"evaluate/{TWO}/short/seed-0/ranks.parquet")
     finally:
         evaluate_stage(finished)
     one, other = before["rank"].to_numpy(), after["rank"].to_numpy()
     assert (other <= one).all()
     assert (other < one).any()
-    assert {line.excluded for line in read(tmp_path / "ledger.jsonl")} == {"history"}
+    assert {line.excluded for line in lines} == {"history"}
     assert (finished.folder / f"baselines/{TWO}/short/seed-0/facts.json").stat().st_mtime_ns == trained
     again = pq.read_table(finished.folder / f"evaluate/{TWO}/short/seed-0/ranks.parquet")
     assert again.equals(before)

@@ -67,8 +67,8 @@ def evaluate_stage(recipe: Recipe, record: Path | None = None) -> JSON:
     """Judge all systems; returns the summary that also stands in ``evaluate/summary.json``.
 
     Args:
-        record: Results ledger to append to, one line for each system, domain and seed; None to leave it
-            alone.
+        record: Results ledger to append to, one line for each system, domain and seed that is judged now and
+            was not before; None to leave it alone.
     """
     check_baselines(recipe)
     place = workspace(recipe)
@@ -180,6 +180,8 @@ def _judge(
             if record is not None:  # before the end: killed in between, a line stands twice, but none is lost
                 append(record, _line(recipe, place, system, metrics))
             stage.finish([RANKS_FILE, METRICS])
+        elif record is not None:
+            say(f"evaluate {system.label} on {domain.name}: judged earlier, so {record} gets no line")
     return Result.read(stage.folder / RANKS_FILE), read_json(stage.folder / METRICS)
 
 
