@@ -35,6 +35,11 @@ class BERT4RecOptions(SequentialOptions):
     """Share of masked items (RecBole; the paper tunes it by data set, .6 on Beauty)."""
     last_ratio: float = Field(default=0.5, ge=0.0, le=1.0)
     """Share of windows that mask only their last item, as recommending does (RecBole)."""
+    tied: bool = True
+    """Whether the output layer is the item table (equation 7)."""
+    latest_first: bool = True
+    """Whether positions are counted from the latest item, where the mask stands when recommending. Better on
+    validation: docs/results/published.md."""
 
     epochs: Positive = 500
     """Passes at most: one in five items teaches, so it takes more than SASRec (MTandHJ/RecBoard: 500)."""
@@ -51,7 +56,16 @@ class BERT4Rec(SequentialRecommender):
 
     def build(self, catalogue: Catalogue) -> BERT4RecModel:
         o = self.options
-        return BERT4RecModel(catalogue.items, o.max_history, o.hidden, o.layers, o.heads, o.dropout)
+        return BERT4RecModel(
+            catalogue.items,
+            o.max_history,
+            o.hidden,
+            o.layers,
+            o.heads,
+            o.dropout,
+            tied=o.tied,
+            latest_first=o.latest_first,
+        )
 
     def plan(
         self, catalogue: Catalogue, training: Histories, seed: int, device: str

@@ -25,7 +25,9 @@ class BSARecOptions(SequentialOptions):
     heads: int = Field(default=1, ge=1)
     """Attention heads; `hidden` is divisible by it (official command for Beauty)."""
     dropout: float = Field(default=0.5, ge=0.0, lt=1.0)
-    """Share of activations dropped, also inside the attention."""
+    """Share of activations dropped."""
+    attention_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Share of attention weights dropped; null for `dropout`."""
     alpha: float = Field(default=0.7, ge=0.0, le=1.0)
     """Share of the frequency path (official command for Beauty); 0 leaves attention alone."""
     cutoff: int = Field(default=5, ge=0)
@@ -46,5 +48,13 @@ class BSARec(SequentialRecommender):
     def build(self, catalogue: Catalogue) -> BSARecModel:
         o = self.options
         return BSARecModel(
-            catalogue.items, o.max_history, o.hidden, o.layers, o.heads, o.dropout, o.alpha, o.cutoff
+            catalogue.items,
+            o.max_history,
+            o.hidden,
+            o.layers,
+            o.heads,
+            o.dropout,
+            o.alpha,
+            o.cutoff,
+            o.attention_dropout,
         )

@@ -33,6 +33,8 @@ class HSTUOptions(SequentialOptions):
     """Share of the embeddings' components dropped."""
     temperature: float = Field(default=0.1, gt=0.0)
     """Cosines are divided by it before the softmax."""
+    latest_first: bool = True
+    """Whether positions are counted from the latest item, as MTandHJ/RecBoard does by padding on the left."""
     negatives: Positive | None = None
     """Items sampled for each position in training (published: 512); null for the full softmax."""
 
@@ -56,4 +58,5 @@ class HSTU(SequentialRecommender):
             o.input_dropout,
             o.temperature,
             o.negatives,
+            latest_first=o.latest_first,
         )

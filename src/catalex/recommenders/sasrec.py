@@ -28,6 +28,9 @@ class SASRecOptions(SequentialOptions):
     """Share of activations dropped; .5 is common with sampled negatives, the full softmax wants less."""
     norm: Literal["post", "pre"] = "post"
     """Layer normalisation after (BERT, RecBole) or before each part of a block."""
+    latest_first: bool = True
+    """Whether positions are counted from the latest item, as published, where histories are padded on the
+    left (section III-A); RecBole counts from the oldest. Better on validation: docs/results/published.md."""
 
 
 class SASRec(SequentialRecommender):
@@ -44,4 +47,13 @@ class SASRec(SequentialRecommender):
 
     def build(self, catalogue: Catalogue) -> SASRecModel:
         o = self.options
-        return SASRecModel(catalogue.items, o.max_history, o.hidden, o.layers, o.heads, o.dropout, o.norm)
+        return SASRecModel(
+            catalogue.items,
+            o.max_history,
+            o.hidden,
+            o.layers,
+            o.heads,
+            o.dropout,
+            o.norm,
+            latest_first=o.latest_first,
+        )

@@ -359,7 +359,10 @@ class SequentialRecommender(ScoringRecommender):
     def load(cls, folder: Path) -> Self:
         config = read_json(folder / CONFIG_FILE)
         arrays = read_arrays(folder / MODEL_FILE)
-        options: Any = cls.Options.parse(config["options"], str(folder / CONFIG_FILE))
+        saved = dict(config["options"])
+        if "latest_first" in cls.Options.model_fields:  # was not there before, and is not what it was then
+            saved.setdefault("latest_first", False)
+        options: Any = cls.Options.parse(saved, str(folder / CONFIG_FILE))
         recommender = cls(options)
         recommender.split_ids = config["split_ids"]
         facts = config.get("catalogue") or {"domains": list(config["split_ids"])}

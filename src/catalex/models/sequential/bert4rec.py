@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catalex.models.sequential.base import SequenceModel
-from catalex.models.sequential.parts import EPSILON, Block, initialise
+from catalex.models.sequential.parts import EPSILON, Block, initialise, position_vectors
 
 
 class BERT4RecModel(SequenceModel):
@@ -25,13 +25,26 @@ class BERT4RecModel(SequenceModel):
         layers: Number of blocks.
         heads: Attention heads of a block.
         dropout: Share of activations dropped, also inside the attention.
+        tied: Whether the output layer is the item table (equation 7); False gives it weights of its own.
+        latest_first: See `position_vectors`.
     """
 
-    own = ("table", "bias")
+    own = ("table", "bias", "out")
 
-    def __init__(self, items: int, length: int, hidden: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        items: int,
+        length: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        *,
+        tied: bool = True,
+        latest_first: bool = False,
+    ) -> None:
         super().__init__(items, length)
-        self.dropout = dropout
+        self.dropout, self.latest_first = dropout, latest_first
         self.table = nn.Embedding(items + 2, hidden, padding_idx=items)
         self.positions = nn.Embedding(length + 1, hidden)
         self.blocks = nn.ModuleList([Block(hidden, heads, dropout, causal=False) for _ in range(layers)])
@@ -39,6 +52,7 @@ class BERT4RecModel(SequenceModel):
         self.transform = nn.Linear(hidden, hidden)
         self.output_norm = nn.LayerNorm(hidden, EPSILON)
         self.bias = nn.Parameter(torch.zeros(items))
+        self.out = None if tied else nn.Embedding(items, hidden)
         initialise(self)
 
     @property
@@ -48,17 +62,21 @@ class BERT4RecModel(SequenceModel):
 
     def forward(self, histories: Tensor) -> Tensor:
         """States ``(B, S', H)`` of items and masks, S' <= S + 1; each knows the whole row but no padding."""
-        x = self.table(histories) + self.positions.weight[: histories.shape[1]]
-        x = F.dropout(self.input_norm(x), self.dropout, self.training)
+        places = position_vectors(self.positions, histories, self.items, latest_first=self.latest_first)
+        x = F.dropout(self.input_norm(self.table(histories) + places), self.dropout, self.training)
         keep = histories != self.items
         for block in self.blocks:
             x = block(x, keep)
-        return x  # type: ignore[no-any-return]
+        return x
 
     def last(self, histories: Tensor, lengths: Tensor) -> Tensor:
         """State ``(B, H)`` of a mask put behind each history ``(B, S')``, S' <= S."""
         masked = F.pad(histories, (0, 1), value=self.items).scatter(1, lengths[:, None], self.mask)
         return super().last(masked, lengths + 1)
+
+    def candidates(self) -> Tensor:
+        """As in the base class."""
+        return super().candidates() if self.out is None else self.out.weight
 
     def logits(self, states: Tensor, candidates: Tensor | None = None) -> Tensor:
         """``E^T LN(gelu(W h)) + b``: equation 7, with the normalisation of BERT's own output layer."""

@@ -37,14 +37,22 @@ class FrequencyBlock(Block):
         dropout: Share of activations dropped.
         alpha: Share of the frequency path.
         cutoff: c; the lowest ``c // 2 + 1`` frequencies, with the mean, are the low part (official code).
+        attention_dropout: Share of attention weights dropped; None for `dropout`.
     """
 
     low: Tensor
 
     def __init__(
-        self, length: int, hidden: int, heads: int, dropout: float, alpha: float, cutoff: int
+        self,
+        length: int,
+        hidden: int,
+        heads: int,
+        dropout: float,
+        alpha: float,
+        cutoff: int,
+        attention_dropout: float | None = None,
     ) -> None:
-        super().__init__(hidden, heads, dropout)
+        super().__init__(hidden, heads, dropout, attention_dropout=attention_dropout)
         self.alpha = alpha
         self.root_weight = nn.Parameter(torch.randn(hidden))  # squared, so that nothing is turned round
         self.frequency_norm = nn.LayerNorm(hidden, EPSILON)
@@ -73,9 +81,10 @@ class BSARecModel(SequenceModel):
         hidden: H, width; divisible by `heads`.
         layers: Number of blocks.
         heads: Attention heads.
-        dropout: Share of activations dropped, also inside the attention.
+        dropout: Share of activations dropped.
         alpha: Share of the frequency path.
         cutoff: c, see `FrequencyBlock`.
+        attention_dropout: Share of attention weights dropped; None for `dropout`.
     """
 
     def __init__(
@@ -88,6 +97,7 @@ class BSARecModel(SequenceModel):
         dropout: float,
         alpha: float,
         cutoff: int,
+        attention_dropout: float | None = None,
     ) -> None:
         super().__init__(items, length)
         self.dropout = dropout
@@ -95,7 +105,10 @@ class BSARecModel(SequenceModel):
         self.positions = nn.Embedding(length, hidden)
         self.input_norm = nn.LayerNorm(hidden, EPSILON)
         self.blocks = nn.ModuleList(
-            [FrequencyBlock(length, hidden, heads, dropout, alpha, cutoff) for _ in range(layers)]
+            [
+                FrequencyBlock(length, hidden, heads, dropout, alpha, cutoff, attention_dropout)
+                for _ in range(layers)
+            ]
         )
         initialise(self)
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catalex.models.sequential.base import Reduction, SequenceModel
-from catalex.models.sequential.parts import INITIAL_SD
+from catalex.models.sequential.parts import INITIAL_SD, position_vectors
 
 NORM_EPSILON = 1e-6
 """Added to variances and lengths (the official configurations)."""
@@ -85,6 +85,7 @@ class HSTUModel(SequenceModel):
         input_dropout: Share of the embeddings' components dropped.
         temperature: Cosines are divided by it before the softmax.
         negatives: Items sampled uniformly for each position in training; None for the full softmax.
+        latest_first: See `position_vectors`.
     """
 
     def __init__(
@@ -99,8 +100,11 @@ class HSTUModel(SequenceModel):
         input_dropout: float,
         temperature: float,
         negatives: int | None = None,
+        *,
+        latest_first: bool = False,
     ) -> None:
         super().__init__(items, length)
+        self.latest_first = latest_first
         self.input_dropout, self.temperature, self.negatives = input_dropout, temperature, negatives
         self.scale = math.sqrt(hidden)
         self.table = nn.Embedding(items + 1, hidden, padding_idx=items)
@@ -114,7 +118,8 @@ class HSTUModel(SequenceModel):
 
     def forward(self, histories: Tensor) -> Tensor:
         """States ``(B, S', H)`` of length 1; position s depends on positions 0..s only."""
-        x = self.table(histories) * self.scale + self.positions.weight[: histories.shape[1]]
+        places = position_vectors(self.positions, histories, self.items, latest_first=self.latest_first)
+        x = self.table(histories) * self.scale + places
         x = F.dropout(x, self.input_dropout, self.training)
         for block in self.blocks:
             x = block(x)

@@ -44,10 +44,11 @@ class Block(nn.Module):
     Args:
         hidden: H; divisible by `heads`.
         heads: Attention heads.
-        dropout: Share of activations dropped, also of attention weights.
+        dropout: Share of activations dropped.
         norm: "post" or "pre".
         inner: Width inside the feed-forward part; None for 4 H.
         causal: Position s sees positions 0..s only.
+        attention_dropout: Share of attention weights dropped; None for as many as of activations.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class Block(nn.Module):
         inner: int | None = None,
         *,
         causal: bool = True,
+        attention_dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.dropout, self.norm, self.causal = heads, dropout, norm, causal
+        self.attention_dropout = dropout if attention_dropout is None else attention_dropout
         self.project = nn.Linear(hidden, 3 * hidden)
         self.output = nn.Linear(hidden, hidden)
         self.widen = nn.Linear(hidden, inner or 4 * hidden)
@@ -87,7 +90,7 @@ class Block(nn.Module):
         batch, length, hidden = x.shape
         parts = self.project(x).view(batch, length, 3, self.heads, hidden // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)  # each (B, heads, S, H / heads)
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.attention_dropout if self.training else 0.0
         if keep is None:
             mixed = F.scaled_dot_product_attention(
                 query, key, value, dropout_p=dropout, is_causal=self.causal
@@ -116,6 +119,37 @@ def initialise(model: nn.Module, sd: float = INITIAL_SD) -> None:
             nn.init.zeros_(module.bias)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx].detach())
+
+
+def counted_back(histories: Tensor, padding: int) -> Tensor:
+    """Positions ``(B, S')`` of right-padded item ids, counted from the latest, which is 0; 0 at padding too.
+
+    Args:
+        histories: ``(B, S')`` ids.
+        padding: Id of what fills the end of a row.
+    """
+    lengths = (histories != padding).sum(dim=1, keepdim=True)
+    return (lengths - 1 - torch.arange(histories.shape[1], device=histories.device)).clamp(min=0)
+
+
+def position_vectors(table: nn.Embedding, histories: Tensor, padding: int, *, latest_first: bool) -> Tensor:
+    """Vectors of the positions of right-padded item ids ``(B, S')``, to be added to those of the items.
+
+    Args:
+        table: One row a position.
+        histories: ``(B, S')`` ids.
+        padding: Id of what fills the end of a row.
+        latest_first: Whether row 0 of `table` is that of the latest item, as where histories are padded on
+            the left: what stands at the end is then always read alike. A state of a causal model so knows
+            how many items come after it, though not which. False: row 0 is that of the oldest.
+
+    Returns:
+        ``(S', H)``, with `latest_first` ``(B, S', H)``.
+    """
+    if latest_first:
+        found: Tensor = table(counted_back(histories, padding))
+        return found
+    return table.weight[: histories.shape[1]]
 
 
 def turned(histories: Tensor, padding: int, length: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from catalex.models.sequential.base import SequenceModel
-from catalex.models.sequential.parts import EPSILON, Block, Norm, initialise
+from catalex.models.sequential.parts import EPSILON, Block, Norm, initialise, position_vectors
 
 
 class SASRecModel(SequenceModel):
@@ -28,6 +28,7 @@ class SASRecModel(SequenceModel):
         dropout: Share of activations dropped, also inside the attention.
         norm: "post" normalises after each residual sum (BERT, SASRec in RecBole); "pre" before each part,
             with one normalisation at the end.
+        latest_first: See `position_vectors`.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class SASRecModel(SequenceModel):
         heads: int,
         dropout: float,
         norm: Norm = "post",
+        *,
+        latest_first: bool = False,
     ) -> None:
         super().__init__(items, length)
-        self.dropout = dropout
+        self.dropout, self.latest_first = dropout, latest_first
         self.table = nn.Embedding(items + 1, hidden, padding_idx=items)
         self.positions = nn.Embedding(length, hidden)
         self.blocks = nn.ModuleList([Block(hidden, heads, dropout, norm) for _ in range(layers)])
@@ -51,8 +54,8 @@ class SASRecModel(SequenceModel):
 
     def forward(self, histories: Tensor) -> Tensor:
         """As in the base class; position s depends on positions 0..s only."""
-        x = self.table(histories) + self.positions.weight[: histories.shape[1]]
-        x = F.dropout(self.input_norm(x), self.dropout, self.training)
+        places = position_vectors(self.positions, histories, self.items, latest_first=self.latest_first)
+        x = F.dropout(self.input_norm(self.table(histories) + places), self.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         return self.final_norm(x)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer, BertPredictionHeadTransform
 
 from catalex.models.sequential.bert4rec import BERT4RecModel
-from catalex.models.sequential.parts import Block
+from catalex.models.sequential.parts import Block, counted_back
 
 ITEMS, LENGTH = 30, 6
 
@@ -96,3 +96,33 @@ def test_positions_see_both_ways_but_no_padding(model):
 
 def test_the_mask_has_no_score(model):
     assert model.logits(model(histories())).shape == (3, LENGTH, ITEMS)
+
+
+def test_positions_are_counted_back_from_the_latest():
+    rows = torch.tensor([[4, 5, 6, ITEMS], [7, ITEMS, ITEMS, ITEMS], [ITEMS] * 4])
+    assert counted_back(rows, ITEMS).tolist() == [[2, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_counted_from_the_latest_the_mask_has_one_position():
+    torch.manual_seed(0)
+    model = BERT4RecModel(ITEMS, LENGTH, 16, layers=2, heads=2, dropout=0.3, latest_first=True).eval()
+    rows, lengths = histories(), torch.tensor([6, 3, 1])
+    rows[torch.arange(LENGTH) >= lengths[:, None]] = ITEMS
+    found = model.last(rows, lengths)
+    torch.testing.assert_close(found[1:2], model.last(rows[1:2, :3], lengths[1:2]))  # padding changes nothing
+    with torch.no_grad():
+        model.positions.weight[2:4] += torch.randn(16)  # read by the two longer histories
+    changed = model.last(rows, lengths)
+    torch.testing.assert_close(changed[2], found[2])
+    assert not torch.allclose(changed[0], found[0])
+    with torch.no_grad():
+        model.positions.weight[0] += torch.randn(16)  # that of the mask, whatever the length
+    assert not torch.isclose(model.last(rows, lengths), changed).all(1).any()
+
+
+def test_an_output_layer_of_its_own():
+    torch.manual_seed(0)
+    model = BERT4RecModel(ITEMS, LENGTH, 16, layers=1, heads=2, dropout=0.0, tied=False).eval()
+    states = torch.randn(5, 16)
+    head = model.output_norm(F.gelu(model.transform(states)))
+    torch.testing.assert_close(model.logits(states), head @ model.out.weight.T + model.bias)

@@ -68,3 +68,14 @@ def test_attention_is_causal():
     changed = rows.clone()
     changed[:, 4] = 20
     torch.testing.assert_close(model(rows)[:, :4], model(changed)[:, :4])
+
+
+@pytest.mark.parametrize("keep", [None, torch.ones(2, LENGTH, dtype=torch.bool)])
+def test_attention_weights_are_dropped_by_a_share_of_their_own(keep):
+    torch.manual_seed(0)
+    x = torch.randn(2, LENGTH, 8)
+    for dropout, own, expected in ((0.5, None, 0.5), (0.5, 0.0, 0.0), (0.0, 0.5, 0.5)):
+        assert FrequencyBlock(LENGTH, 8, 2, dropout, 0.7, 3, own).attention_dropout == expected
+    still, dropping = (FrequencyBlock(LENGTH, 8, 2, 0.0, 0.7, 3, own).train() for own in (0.0, 0.5))
+    torch.testing.assert_close(still(x, keep), still.eval()(x, keep))
+    assert not torch.allclose(dropping(x, keep), dropping.eval()(x, keep), atol=1e-3)

@@ -13,9 +13,10 @@ from catalex.models.sequential.hstu import HSTUBlock, HSTUModel
 ITEMS, LENGTH = 30, 6
 
 
-def model(negatives: int | None = None) -> HSTUModel:
+def model(negatives: int | None = None, latest_first: bool = False) -> HSTUModel:
     torch.manual_seed(0)
-    return HSTUModel(ITEMS, LENGTH, 16, 2, 2, 4, 0.2, 0.2, temperature=0.1, negatives=negatives).eval()
+    sizes = (ITEMS, LENGTH, 16, 2, 2, 4, 0.2, 0.2)
+    return HSTUModel(*sizes, temperature=0.1, negatives=negatives, latest_first=latest_first).eval()
 
 
 def histories(rows: int = 3, length: int = LENGTH) -> torch.Tensor:
@@ -41,8 +42,9 @@ def test_a_layer_equals_its_equations():
     torch.testing.assert_close(block(x[None])[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_future_items_and_padding_change_nothing():
-    network, before = model(), histories()
+@pytest.mark.parametrize("latest_first", [False, True])
+def test_future_items_and_padding_change_nothing(latest_first):
+    network, before = model(latest_first=latest_first), histories()
     after = before.clone()
     after[:, 4] = (after[:, 4] + 1) % ITEMS
     torch.testing.assert_close(network(before)[:, :4], network(after)[:, :4])
@@ -50,6 +52,18 @@ def test_future_items_and_padding_change_nothing():
     short = histories(length=3)
     padded = F.pad(short, (0, 3), value=ITEMS)
     torch.testing.assert_close(network.last(padded, torch.full((3,), 3)), network(short)[:, -1])
+
+
+def test_positions_are_counted_from_either_end():
+    rows = histories()
+    for latest_first, of_the_last in ((False, LENGTH - 1), (True, 0)):
+        network = model(latest_first=latest_first)
+        before = network(rows)
+        with torch.no_grad():
+            network.positions.weight[of_the_last] += 1.0
+        after = network(rows)
+        torch.testing.assert_close(after[:, :-1], before[:, :-1])
+        assert not torch.allclose(after[:, -1], before[:, -1])
 
 
 def test_scores_are_cosines_over_the_temperature():

@@ -14,10 +14,12 @@ from catalex.models.sequential.sasrec import SASRecModel
 ITEMS, LENGTH = 50, 8
 
 
-@pytest.fixture(params=["post", "pre"])
+@pytest.fixture(params=[("post", False), ("pre", False), ("post", True)], ids=["post", "pre", "latest first"])
 def model(request) -> SASRecModel:
     torch.manual_seed(0)
-    return SASRecModel(ITEMS, LENGTH, hidden=16, layers=2, heads=2, dropout=0.3, norm=request.param).eval()
+    norm, latest_first = request.param
+    sizes = {"hidden": 16, "layers": 2, "heads": 2, "dropout": 0.3}
+    return SASRecModel(ITEMS, LENGTH, **sizes, norm=norm, latest_first=latest_first).eval()
 
 
 def histories(rows: int = 3, length: int = LENGTH) -> torch.Tensor:
