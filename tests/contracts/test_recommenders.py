@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from catalex.artifacts import read_json, write_json
 from catalex.data.histories import Cases, Histories
 from catalex.errors import CatalexError
 from catalex.recommenders import RECOMMENDERS, load_recommender, make_recommender
 from catalex.recommenders.base import ABSENT, Ranking, Recommender, RecommenderDomain
+from catalex.recommenders.popularity import CONFIG_FILE
 from catalex.recommenders.sequential import SequentialRecommender
 from catalex.training import loop
 from support.worlds import SPACE, domain, identifiers, leave_one_out, ring, with_held_out
@@ -270,6 +272,29 @@ def test_save_and_load_are_equal(fitted: Recommender, tmp_path: Path) -> None:
     histories = RING.validation.histories
     assert_equal(loaded.recommend(histories, 12), fitted.recommend(histories, 12))
     assert weights(loaded, tmp_path / "b") == weights(fitted, tmp_path / "c")
+
+
+CHANGED = tuple(name for name, kind in RECOMMENDERS.items() if getattr(kind, "earlier", {}))
+
+
+@pytest.mark.parametrize("name", CHANGED, scope="module")
+def test_files_from_before_an_option_was_there_are_read_as_they_were_meant(name: str, tmp_path: Path) -> None:
+    kind = RECOMMENDERS[name]
+    assert issubclass(kind, SequentialRecommender)
+    before = make(name, **kind.earlier)
+    before.fit([RING], seed=0, device="cpu")
+    before.save(tmp_path)
+    config = read_json(tmp_path / CONFIG_FILE)
+    own = {option: config["options"].pop(option) for option in kind.earlier}
+    assert own == kind.earlier
+    write_json(tmp_path / CONFIG_FILE, config)
+    histories = RING.validation.histories
+    expected = before.recommend(histories, ITEMS)
+    assert_equal(load_recommender(tmp_path).recommend(histories, ITEMS), expected)
+    config["options"] |= {option: kind.Options.model_fields[option].default for option in kind.earlier}
+    write_json(tmp_path / CONFIG_FILE, config)  # with today's defaults they would answer otherwise
+    today = load_recommender(tmp_path).recommend(histories, ITEMS)
+    assert not np.allclose(today.scores, expected.scores)
 
 
 def test_held_out_items_teach_nothing(name: str, tmp_path: Path) -> None:

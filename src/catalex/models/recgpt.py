@@ -51,7 +51,8 @@ class TokenTable(nn.Module):
 
 class GridTable(nn.Module):
     """Rows of the K codes of a grid, made from their numbers: ``x + MLP(LN(x))``, x the sum of d vectors, one
-    for each value of each number. Tokens that are no codes (padding, end) have rows of their own.
+    for each value of each number. All other tokens (padding, end, codes of another codebook) have rows of
+    their own.
 
     Args:
         vocabulary: V; more than K.
@@ -71,9 +72,8 @@ class GridTable(nn.Module):
         self.widen = nn.Linear(hidden, 2 * hidden)
         self.narrow = nn.Linear(2 * hidden, hidden)
         number, columns = torch.arange(codes), []
-        for j, size in enumerate(
-            grid
-        ):  # as `catalex.quantize.fsq` numbers them: the first number runs fastest
+        # as `catalex.quantize.fsq` numbers them: the first number runs fastest
+        for j, size in enumerate(grid):
             columns.append(sum(grid[:j]) + number % size)
             number = number // size
         self.register_buffer("digits", torch.stack(columns, dim=1), persistent=False)  # (K, d)

@@ -6,7 +6,7 @@ short the window, and the first item of a window is masked as often as any other
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -18,6 +18,7 @@ from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.sequential import SequentialOptions, SequentialRecommender
 from catalex.training.loop import EpochPlan
 from catalex.training.sequences import MaskPlan, item_windows
+from catalex.types import JSON
 
 
 class BERT4RecOptions(SequentialOptions):
@@ -38,8 +39,8 @@ class BERT4RecOptions(SequentialOptions):
     tied: bool = True
     """Whether the output layer is the item table (equation 7)."""
     latest_first: bool = True
-    """Whether positions are counted from the latest item, where the mask stands when recommending. Better on
-    validation: docs/results/published.md."""
+    """Whether positions are counted from the latest item, where the mask stands when recommending; false:
+    from the oldest. Measured in docs/results/published.md."""
 
     epochs: Positive = 500
     """Passes at most: one in five items teaches, so it takes more than SASRec (MTandHJ/RecBoard: 500)."""
@@ -53,6 +54,7 @@ class BERT4Rec(SequentialRecommender):
     name = "bert4rec"
     examples = "masks"
     Options: ClassVar[type[Options]] = BERT4RecOptions
+    earlier: ClassVar[Mapping[str, JSON]] = {"latest_first": False}
 
     def build(self, catalogue: Catalogue) -> BERT4RecModel:
         o = self.options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from catalex.models.sequential.hstu import HSTUModel
 from catalex.options import Options, Positive
 from catalex.recommenders.catalogue import Catalogue
 from catalex.recommenders.sequential import SequentialOptions, SequentialRecommender
+from catalex.types import JSON
 
 
 class HSTUOptions(SequentialOptions):
@@ -34,7 +36,8 @@ class HSTUOptions(SequentialOptions):
     temperature: float = Field(default=0.1, gt=0.0)
     """Cosines are divided by it before the softmax."""
     latest_first: bool = True
-    """Whether positions are counted from the latest item, as MTandHJ/RecBoard does by padding on the left."""
+    """Whether positions are counted from the latest item, as MTandHJ/RecBoard does by padding on the left;
+    false: from the oldest. Measured in docs/results/published.md."""
     negatives: Positive | None = None
     """Items sampled for each position in training (published: 512); null for the full softmax."""
 
@@ -44,6 +47,7 @@ class HSTU(SequentialRecommender):
 
     name = "hstu"
     Options: ClassVar[type[Options]] = HSTUOptions
+    earlier: ClassVar[Mapping[str, JSON]] = {"latest_first": False}
 
     def build(self, catalogue: Catalogue) -> HSTUModel:
         o = self.options

@@ -86,8 +86,9 @@ class RecGPTOptions(Options):
     """Whether content vectors are read beside the tokens; false is the paper's ablation."""
     grid: tuple[int, ...] | None = None
     """n_j, the `levels` of the tokenizer `recgpt-fsq`. With it tokens are read and predicted by the numbers
-    that their codes are, so that codes which training never saw mean something [ours]. None: each token has
-    weights of its own. RecGPT: None."""
+    that their codes are, so that codes which training never saw mean something [ours]. Levels with another
+    codebook than the first, such as a digit for conflicts, stay as they are. None: each token has weights of
+    its own. RecGPT: None."""
     tied: bool = False
     """Whether tokens are predicted with the weights that they are read with [ours]: what a history holds is
     then likely to come again before anything has been learned. RecGPT: no."""

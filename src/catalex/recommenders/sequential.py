@@ -73,6 +73,8 @@ class SequentialRecommender(ScoringRecommender):
             every prefix (models that look both ways); "masks" trains masked positions, by its
             own `plan`.
         losses: Values of the option `loss` that make sense.
+        earlier: What options were before they were there, where that is not their default: saved files
+            without them are read so.
         model: The network, None before `fit` or `load`.
         catalogue: The items that `score` ranks.
         split_ids: The splits that training saw, by domain.
@@ -83,6 +85,7 @@ class SequentialRecommender(ScoringRecommender):
     Options: ClassVar[type[Options]] = SequentialOptions
     examples: ClassVar[Literal["windows", "prefixes", "masks"]] = "windows"
     losses: ClassVar[tuple[str, ...]] = ("ce",)
+    earlier: ClassVar[Mapping[str, JSON]] = {}
 
     options: Any
     """Of the class in `Options`; the class of each system says what is in it."""
@@ -359,9 +362,7 @@ class SequentialRecommender(ScoringRecommender):
     def load(cls, folder: Path) -> Self:
         config = read_json(folder / CONFIG_FILE)
         arrays = read_arrays(folder / MODEL_FILE)
-        saved = dict(config["options"])
-        if "latest_first" in cls.Options.model_fields:  # was not there before, and is not what it was then
-            saved.setdefault("latest_first", False)
+        saved = {**cls.earlier, **config["options"]}
         options: Any = cls.Options.parse(saved, str(folder / CONFIG_FILE))
         recommender = cls(options)
         recommender.split_ids = config["split_ids"]

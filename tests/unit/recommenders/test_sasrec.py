@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalex.artifacts import read_json, write_json
 from catalex.data.histories import Cases, Histories
 from catalex.errors import CatalexError
 from catalex.recommenders.base import RecommenderDomain, ScoringRecommender, sampled
-from catalex.recommenders.popularity import CONFIG_FILE
 from catalex.recommenders.sasrec import SASRec, SASRecOptions
 from catalex.training.seeds import generator
 from catalex.training.sequences import WindowPlan, training_windows
@@ -173,19 +171,3 @@ def test_bad_options_and_domains(domain):
         SASRec(OPTIONS).fit([single], seed=0, device="cpu")
     with pytest.raises(CatalexError, match="has not been trained"):
         SASRec(OPTIONS).score(domain.training)
-
-
-def test_a_saved_recommender_that_knows_of_one_order_of_positions_alone_keeps_it(domain, tmp_path):
-    """Written before `latest_first` was there, when positions were counted from the oldest item."""
-    before = SASRec(OPTIONS.model_copy(update={"latest_first": False, "epochs": 2}))
-    before.fit([domain], seed=0, device="cpu")
-    before.save(tmp_path)
-    config = read_json(tmp_path / CONFIG_FILE)
-    del config["options"]["latest_first"]
-    write_json(tmp_path / CONFIG_FILE, config)
-    after = SASRec.load(tmp_path)
-    histories = domain.validation.histories
-    np.testing.assert_array_equal(after.score(histories), before.score(histories))
-    after.options = after.options.model_copy(update={"latest_first": True})
-    after.save(tmp_path)
-    assert not np.allclose(SASRec.load(tmp_path).score(histories), before.score(histories))

@@ -117,7 +117,8 @@ class HSTUModel(SequenceModel):
         nn.init.zeros_(self.table.weight[items].detach())
 
     def forward(self, histories: Tensor) -> Tensor:
-        """States ``(B, S', H)`` of length 1; position s depends on positions 0..s only."""
+        """States ``(B, S', H)`` of length 1; position s depends on positions 0..s only, and with
+        `latest_first` on how many come after it."""
         places = position_vectors(self.positions, histories, self.items, latest_first=self.latest_first)
         x = self.table(histories) * self.scale + places
         x = F.dropout(x, self.input_dropout, self.training)

@@ -53,7 +53,8 @@ class SASRecModel(SequenceModel):
         initialise(self)
 
     def forward(self, histories: Tensor) -> Tensor:
-        """As in the base class; position s depends on positions 0..s only."""
+        """As in the base class; position s depends on positions 0..s only, and with `latest_first` on how
+        many come after it."""
         places = position_vectors(self.positions, histories, self.items, latest_first=self.latest_first)
         x = F.dropout(self.input_norm(self.table(histories) + places), self.dropout, self.training)
         for block in self.blocks:
